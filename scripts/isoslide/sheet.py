@@ -1,0 +1,231 @@
+"""The sample sheet: one row per scan. Reading, defaults, and every check that can be made before a job starts."""
+
+import csv
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+REQUIRED = ("scan", "path", "scanner")
+OPTIONAL = ("specimen", "patient", "site", "stain", "mpp", "split", "exclude")
+SPLITS = ("", "train", "tune", "test")
+SLIDE_COLUMNS = ("scan", "path", "scanner", "specimen", "mpp")  # what the slide stages depend on
+DEMO_SLIDES = "results/demo/"  # scans under this folder are made by the rule make_demo, so need not exist yet
+# File names are made of ids. Anything printable is allowed but separators, wildcards' braces and leading dots.
+BAD_ID = re.compile(r"^\.|[/\\{}\x00-\x1f\x7f]|^$")
+
+
+class SheetError(ValueError):
+    """The sheet cannot be used; the message is one line: where, what, how to mend it."""
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """Read and check a tab or comma separated sheet.
+
+    Every cell is text, so that ids keep their leading zeros; an empty cell is the empty string. `specimen` defaults to
+    the scan and `patient` to the specimen.
+
+    Raises:
+        SheetError: with the row (line number of the file), the value and the remedy.
+    """
+    table = _read_text(Path(path))
+    missing = [name for name in REQUIRED if name not in table]
+    if missing:
+        raise SheetError(f"{path}: column {missing[0]!r} is missing; it has {list(table.columns)}: add the column")
+    for name in OPTIONAL:
+        if name not in table:
+            table[name] = ""
+    table["specimen"] = table["specimen"].where(table["specimen"] != "", table["scan"])
+    table["patient"] = table["patient"].where(table["patient"] != "", table["specimen"])
+    for check in (_check_ids, _check_unique, _check_groups, _check_values):
+        check(table, str(path))
+    return table
+
+
+def check_paths(table: pd.DataFrame, path: str) -> None:
+    """Refuse a scan whose file is absent, unless the demo makes it or the row is excluded."""
+    for line, row in _lines(table):
+        if not row["exclude"] and not row["path"].startswith(DEMO_SLIDES) and not Path(row["path"]).exists():
+            raise SheetError(
+                f"{path} line {line}: scan {row['scan']!r}: no file {row['path']!r}: correct the path, "
+                "or write a reason into the column 'exclude'"
+            )
+
+
+def check_tasks(table: pd.DataFrame, tasks: Mapping[str, Mapping[str, Any]], path: str) -> None:
+    """Refuse tasks whose columns are absent, or whose labels cannot be what the task needs."""
+    for task, settings in tasks.items():
+        for key in ("label", "time", "event"):
+            column = settings.get(key)
+            if column is not None and column not in table:
+                raise SheetError(
+                    f"config tasks.{task}.{key}: no column {column!r} in {path}; it has {list(table.columns)}: "
+                    "name one of them or add the column"
+                )
+        if "label" in settings and settings["type"] in ("binary", "multiclass"):
+            _check_classes(table, task, settings, path)
+        if settings["type"] == "survival":
+            _check_survival(table, task, settings, path)
+
+
+def included(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that are not excluded."""
+    return table[table["exclude"] == ""]
+
+
+def batch_of(specimen: str, n_batches: int) -> int:
+    """Return the batch of a specimen: the leading bits of its hash, so it never depends on the other rows."""
+    return int.from_bytes(hashlib.sha256(specimen.encode()).digest()[:4], "big") * n_batches >> 32
+
+
+def batches(table: pd.DataFrame, batch_size: int) -> dict[str, pd.DataFrame]:
+    """Group the included scans into batches of about `batch_size`, scans of one specimen together.
+
+    The number of batches is a power of two, so a growing sheet keeps its batches until it has doubled.
+
+    Returns:
+        Batch name (`b0`, `b1`, …) to its rows; batches without a scan are left out.
+    """
+    rows = included(table)
+    n_batches = 1
+    while n_batches * batch_size < len(rows):
+        n_batches *= 2
+    width = len(str(n_batches - 1))
+    names = rows["specimen"].map(lambda specimen: f"b{batch_of(specimen, n_batches):0{width}d}")
+    return {name: group for name, group in rows.groupby(names, sort=True)}
+
+
+def _read_text(path: Path) -> pd.DataFrame:
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Excel writes a byte order mark
+    except FileNotFoundError:
+        raise SheetError(f"no sample sheet {path}: name it in the config under 'sheet'") from None
+    except UnicodeDecodeError as error:
+        raise SheetError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
+    header = text.split("\n", 1)[0]
+    separator = "\t" if "\t" in header else ","
+    if separator not in header:
+        raise SheetError(f"{path}: header {header.strip()!r} has neither tabs nor commas: save it as TSV or CSV")
+    lines = csv.reader(text.splitlines(), delimiter=separator)
+    names = [name.strip() for name in next(lines)]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise SheetError(f"{path}: column {repeated[0]!r} stands twice: remove one")
+    rows = []
+    for number, cells in enumerate(lines, start=2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) > len(names):
+            raise SheetError(f"{path} line {number}: {len(cells)} cells but {len(names)} columns: remove the extra one")
+        rows.append([number, *(cell.strip() for cell in cells), *[""] * (len(names) - len(cells))])
+    table = pd.DataFrame(rows, columns=["line", *names], dtype=str).set_index("line")
+    if table.empty:
+        raise SheetError(f"{path}: no rows: add one row per scan")
+    return table
+
+
+def _lines(table: pd.DataFrame) -> Iterable[tuple[int, dict[str, str]]]:
+    return zip(table.index, table.to_dict("records"), strict=True)
+
+
+def _check_ids(table: pd.DataFrame, path: str) -> None:
+    for name in ("scan", "specimen", "patient", "scanner"):
+        bad = table[table[name].str.contains(BAD_ID)]
+        if len(bad):
+            raise SheetError(
+                f"{path} line {bad.index[0]}: {name} {bad[name].iloc[0]!r}: ids become file names, so they may not be "
+                r"empty, start with a dot, or hold / \ { } or control characters: rename it"
+            )
+        long = table[table[name].map(lambda text: len(text.encode())) > 200]
+        if len(long):
+            raise SheetError(
+                f"{path} line {long.index[0]}: {name} {long[name].iloc[0]!r} is over 200 bytes: shorten it"
+            )
+
+
+def _check_unique(table: pd.DataFrame, path: str) -> None:
+    lower = table["scan"].str.casefold()  # a case-insensitive disk would give both the same file
+    twice = table[lower.duplicated(keep=False)]
+    if len(twice):
+        same = twice[lower[twice.index] == lower[twice.index[0]]]
+        raise SheetError(
+            f"{path} lines {', '.join(map(str, same.index))}: scan {same['scan'].iloc[0]!r} stands {len(same)} times: "
+            "give every scan an id of its own"
+        )
+
+
+def _check_groups(table: pd.DataFrame, path: str) -> None:
+    owners = table.drop_duplicates(["specimen", "patient"])
+    twice = owners[owners["specimen"].duplicated(keep=False)]
+    if len(twice):
+        same = twice[twice["specimen"] == twice["specimen"].iloc[0]]
+        raise SheetError(
+            f"{path} lines {', '.join(map(str, same.index))}: specimen {same['specimen'].iloc[0]!r} belongs to patients "
+            f"{' and '.join(map(repr, same['patient']))}: one glass slide is of one patient, correct one of them"
+        )
+
+
+def _check_values(table: pd.DataFrame, path: str) -> None:
+    for line, row in _lines(table):
+        if row["split"] not in SPLITS:
+            raise SheetError(f"{path} line {line}: split {row['split']!r}: leave it empty or use one of {SPLITS[1:]}")
+        if row["mpp"]:
+            try:
+                mpp = float(row["mpp"])
+            except ValueError:
+                mpp = float("nan")
+            if not 0.05 <= mpp <= 5:
+                raise SheetError(
+                    f"{path} line {line}: mpp {row['mpp']!r}: give µm per pixel as a number from 0.05 to 5, "
+                    "with a point, or leave it empty to take it from the file"
+                )
+
+
+def labels(table: pd.DataFrame, column: str) -> pd.Series:
+    """Return the column with the empty and not-available spellings made the empty string."""
+    return table[column].where(~table[column].str.casefold().isin(("na", "nan", "n/a", "none", "null", "unknown")), "")
+
+
+def _check_classes(table: pd.DataFrame, task: str, settings: Mapping[str, Any], path: str) -> None:
+    column = settings["label"]
+    values = labels(included(table), column)
+    values = values[values != ""]
+    spellings: dict[str, str] = {}
+    for line, value in values.items():
+        other = spellings.setdefault(value.casefold(), value)
+        if other != value:
+            raise SheetError(f"{path} line {line}: {column} is spelled {value!r} and {other!r}: use one spelling")
+    classes = sorted(spellings.values())
+    if settings["type"] == "binary" and len(classes) != 2:
+        raise SheetError(
+            f"config tasks.{task}: a binary task needs two classes, column {column!r} of {path} has "
+            f"{len(classes)}: {classes[:6]}: correct the column or set the type to multiclass"
+        )
+    rows = included(table).loc[values.index]
+    both = pd.DataFrame({"specimen": rows["specimen"], "value": values}).drop_duplicates()
+    twice = both[both["specimen"].duplicated(keep=False)]
+    if len(twice):
+        raise SheetError(
+            f"{path} lines {', '.join(map(str, twice.index[:2]))}: scans of specimen {twice['specimen'].iloc[0]!r} have "
+            f"different {column}: {' and '.join(map(repr, twice['value'][:2]))}: a label belongs to the glass slide"
+        )
+
+
+def _check_survival(table: pd.DataFrame, task: str, settings: Mapping[str, Any], path: str) -> None:
+    rows = included(table)
+    times, events = labels(rows, settings["time"]), labels(rows, settings["event"])
+    for line in rows.index:
+        time, event = times[line], events[line]
+        if time == "" or event == "":
+            continue
+        try:
+            number = float(time)
+        except ValueError:
+            number = float("nan")
+        if not 0 < number < float("inf"):
+            raise SheetError(f"{path} line {line}: {settings['time']} {time!r}: task {task!r} needs a time above 0")
+        if event not in ("0", "1"):
+            raise SheetError(f"{path} line {line}: {settings['event']} {event!r}: write 1 for an event, 0 for censored")
