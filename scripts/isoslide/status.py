@@ -16,10 +16,9 @@ def write(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows sorted by scan: the columns of `COLUMNS`, then any others in the order they first appear."""
     rows = list(rows)
     extras = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
-    table = pd.DataFrame(rows, columns=[*COLUMNS, *extras]).sort_values("scan", kind="stable")
-    for name in ("reason", "status"):
-        table[name] = table[name].fillna("").str.replace(r"\s+", " ", regex=True)
-    atomic.write_table(path, table)
+    names = [*COLUMNS, *extras]
+    cells = [[_text(row.get(name)) for name in names] for row in sorted(rows, key=lambda row: row["scan"])]
+    atomic.write_table(path, pd.DataFrame(cells, columns=names, dtype=str))
 
 
 def read(path: str | Path) -> pd.DataFrame:
@@ -36,6 +35,13 @@ def summary(table: pd.DataFrame) -> str:
     """Return counts by status for a log line, e.g. `62 ok, 1 no_tissue`."""
     counts = table["status"].value_counts()
     return ", ".join(f"{n} {name}" for name, n in counts.items()) or "no scans"
+
+
+def _text(value: Any) -> str:
+    """Return a cell: floats with six significant digits, line breaks and tabs of error messages as blanks."""
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def carried(row: Mapping[str, Any]) -> dict[str, Any]:
