@@ -1,0 +1,159 @@
+"""The metrics of `metrics.py` under patient weights: one value per row of weights, all resamples at once.
+
+A resample of the bootstrap is a row of integer weights (how often each patient was drawn), so a metric over 1,000
+resamples is a few matrix products instead of 1,000 calls. Every function takes weights (resamples, n), where n
+counts what the metric runs over (scans, or specimens with both scans), and returns two arrays (resamples,): the
+value, NaN where the resample has none (one class drawn), and the weight this value has in an average over folds
+(comparable pairs, scans or specimens; 0 where there is no value).
+
+Definitions, ranges and sources are in `metrics.py`. With all weights 1 the values are those of the plain functions,
+and weight 2 is the same as listing a patient twice. All scans of one patient must carry the same weight.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isoslide import metrics
+
+Floats = NDArray[np.float64]
+Estimate = tuple[Floats, Floats]
+
+
+def auc(y: Floats, score: Floats, weights: Floats) -> Estimate:
+    """Area under the ROC curve by one sort for all resamples; weight = (positive, negative) pairs."""
+    order = np.argsort(score, kind="stable")
+    starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf) > 0)
+    sorted_weights, positive = weights[:, order], y[order].astype(bool)
+    positives = np.add.reduceat(sorted_weights * positive, starts, axis=1)
+    negatives = np.add.reduceat(sorted_weights * ~positive, starts, axis=1)
+    below = np.cumsum(negatives, axis=1) - negatives
+    pairs = positives.sum(1) * negatives.sum(1)
+    return _ratio(np.sum(positives * (below + negatives / 2), axis=1), pairs), pairs
+
+
+def c_index(time: Floats, event: Floats, risk: Floats, weights: Floats, chunk: int = 2_000_000) -> Estimate:
+    """Harrell's concordance; weight = comparable pairs. Works on `chunk` pairs at a time (16 bytes each)."""
+    event = event.astype(bool)
+    rows = np.flatnonzero(event)
+    wins, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    for part in np.array_split(rows, max(1, rows.size * event.size // chunk)):
+        comparable, concordant = metrics.concordance(time, event, risk, part)
+        pairs += np.einsum("rn,rn->r", weights[:, part] @ comparable, weights)
+        wins += np.einsum("rn,rn->r", weights[:, part] @ concordant, weights)
+    return _ratio(wins, pairs), pairs
+
+
+def brier(y: Floats, p: Floats, weights: Floats) -> Estimate:
+    """Brier score; weight = scans."""
+    return _mean((p - y) ** 2, weights)
+
+
+def balanced_accuracy(y: Floats, p: Floats, weights: Floats, threshold: float = 0.5) -> Estimate:
+    """Mean of sensitivity and specificity; weight = scans."""
+    positive, called = y.astype(bool), p >= threshold
+    sensitivity = _ratio(weights @ (called & positive), weights @ positive)
+    specificity = _ratio(weights @ (~called & ~positive), weights @ ~positive)
+    return _with_weight((sensitivity + specificity) / 2, weights.sum(1))
+
+
+def spread(scores: Floats, weights: Floats) -> Estimate:
+    """SD over all scans; weight = scans."""
+    return _sd(scores, weights), weights.sum(1)
+
+
+def inconsistency(scores: Floats, specimens: NDArray[np.int64], weights: Floats) -> Estimate:
+    """Mean SD within specimens over the SD of all scans; weight = specimens with two or more scans."""
+    _, first, index = np.unique(specimens, return_index=True, return_inverse=True)
+    counts = np.bincount(index)
+    centred = scores - (np.bincount(index, scores) / counts)[index]
+    within = np.sqrt(np.bincount(index, centred**2) / counts)
+    several = counts > 1
+    mean, drawn = _mean(within[several], weights[:, first[several]])
+    overall = _sd(scores, weights)
+    return _with_weight(_ratio(mean, np.where(_vanishes(overall, scores), 0, overall)), drawn)
+
+
+def rmse(a: Floats, b: Floats, weights: Floats) -> Estimate:
+    """Root mean squared difference; weight = specimens."""
+    mean, drawn = _mean((a - b) ** 2, weights)
+    return np.sqrt(mean), drawn
+
+
+def scaled_difference(a: Floats, b: Floats, weights: Floats) -> Estimate:
+    """Mean absolute difference in SDs of both scans' scores; weight = specimens."""
+    mean, drawn = _mean(np.abs(a - b), weights)
+    both = np.concatenate([a, b])
+    sd = _sd(both, np.concatenate([weights, weights], axis=1))
+    return _with_weight(_ratio(mean, np.where(_vanishes(sd, both), 0, sd)), drawn)
+
+
+def agreement(a: Floats, b: Floats, weights: Floats, threshold: float = 0.5) -> Estimate:
+    """Share of specimens with both scans on one side of the threshold; weight = specimens."""
+    return _mean((a >= threshold) == (b >= threshold), weights)
+
+
+def kappa(a: Floats, b: Floats, weights: Floats, threshold: float = 0.5) -> Estimate:
+    """Cohen's kappa of the two decisions; weight = specimens."""
+    first, second = a >= threshold, b >= threshold
+    observed, drawn = _mean(first == second, weights)
+    one, two = _mean(first, weights)[0], _mean(second, weights)[0]
+    expected = one * two + (1 - one) * (1 - two)
+    return _with_weight(_ratio(observed - expected, np.where(expected > 1 - 1e-12, 0, 1 - expected)), drawn)
+
+
+def lin_ccc(a: Floats, b: Floats, weights: Floats) -> Estimate:
+    """Lin's concordance correlation; weight = specimens."""
+    middle = (a.mean() + b.mean()) / 2
+    x, y = a - middle, b - middle
+    (mx, drawn), (my, _) = _mean(x, weights), _mean(y, weights)
+    covariance = _mean(x * y, weights)[0] - mx * my
+    # var a + var b + (mean a - mean b)² = mean (a - b)² + 2 cov(a, b)
+    total = _mean((x - y) ** 2, weights)[0] + 2 * covariance
+    both = np.concatenate([a, b])
+    return _with_weight(_ratio(2 * covariance, np.where(total <= (1e-12 * _scale(both)) ** 2, 0, total)), drawn)
+
+
+def icc21(scores: Floats, weights: Floats) -> Estimate:
+    """ICC(2,1) of scores (n specimens, k scanners); weight = specimens."""
+    k = scores.shape[1]
+    x = scores - scores.mean()
+    drawn = weights.sum(1)
+    columns = _ratio((weights @ x).T, drawn).T
+    mean = columns.mean(1)
+    between = k * (weights @ x.mean(1) ** 2 - drawn * mean**2)
+    scanners = drawn * np.sum((columns - mean[:, None]) ** 2, axis=1)
+    rest = weights @ np.sum(x**2, axis=1) - drawn * k * mean**2 - between - scanners
+    freedom = np.where(drawn > 1, drawn - 1, np.nan)
+    msr, msc, mse = between / freedom, scanners / (k - 1), np.maximum(rest, 0) / (freedom * (k - 1))
+    total = msr + (k - 1) * mse + k * _ratio(msc - mse, drawn)
+    return _with_weight(_ratio(msr - mse, np.where(total <= (1e-12 * _scale(scores)) ** 2, 0, total)), drawn)
+
+
+def _mean(values: NDArray, weights: Floats) -> Estimate:
+    drawn = weights.sum(1)
+    return _ratio(weights @ values.astype(float), drawn), drawn
+
+
+def _sd(scores: Floats, weights: Floats) -> Floats:
+    # Centred first: a mean of squares less a squared mean loses all digits when the mean is large.
+    x = scores - scores.mean()
+    mean, square = _mean(x, weights)[0], _mean(x**2, weights)[0]
+    return np.sqrt(np.maximum(square - mean**2, 0))
+
+
+def _vanishes(sd: Floats, scores: Floats) -> NDArray[np.bool_]:
+    # Wider than in `metrics`: the square root of rounding (1e-16) in a weighted SD is 1e-8.
+    return sd <= 3e-8 * _scale(scores - scores.mean())
+
+
+def _scale(scores: Floats) -> float:
+    return float(np.abs(scores).max(initial=0)) or 1.0
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    result = np.full(np.broadcast_shapes(np.shape(numerator), np.shape(denominator)), np.nan)
+    return np.divide(numerator, denominator, out=result, where=np.nan_to_num(denominator) != 0)
+
+
+def _with_weight(value: Floats, weight: Floats) -> Estimate:
+    return value, np.where(np.isfinite(value), weight, 0)
