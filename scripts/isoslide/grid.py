@@ -1,0 +1,173 @@
+"""Tiles: one grid per specimen, fixed in micrometres of its reference scan, and carried to its other scans.
+
+The lattice begins at the reference scan's corner (0, 0) and knows nothing of the tissue, so a tile's id says where it
+is: `tile id = row * 1,000,000 + column`, the same in every scan of the specimen and whatever tissue is found.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from isoslide import __version__, atomic, geojson
+from isoslide.geojson import Polygon
+
+ROW = 1_000_000  # tile ids of neighbouring rows differ by this
+SAMPLES = 16  # per tile side: tissue is tested at 16 x 16 points of a tile
+EDGE_UM = 0.001  # a tile that passes the scan's edge by less is inside: rounding, not geometry
+TOO_COARSE = 1.5  # a scan may be coarser than the wanted µm/px by this factor
+IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+
+
+@dataclass(frozen=True)
+class View:
+    """How a tile is seen: `tile_px` pixels a side at `mpp` µm per pixel."""
+
+    tile_px: int
+    mpp: float
+
+    @property
+    def tile_um(self) -> float:
+        """Side of a tile in µm."""
+        return self.tile_px * self.mpp
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of one scan.
+
+    Attributes:
+        coords: (n, 2) int64, level-0 px; top left corner of the upright square of a tile's size about its centre.
+        tile_ids: (n,) int64, increasing.
+        out_of_bounds: (n,) bool; some part of the tile lies outside this scan.
+        corners_um: (n, 2) float64, µm of the reference scan; top left corner of each tile.
+        affine: (2, 3) float64, from µm of the reference scan to µm of this scan.
+        attrs: all else the file says: view, µm/px, reference, key.
+    """
+
+    coords: np.ndarray
+    tile_ids: np.ndarray
+    out_of_bounds: np.ndarray
+    corners_um: np.ndarray
+    affine: np.ndarray
+    attrs: Mapping[str, Any]
+
+
+def tissue_tiles(
+    polygons_um: list[Polygon], size_um: tuple[float, float], tile_um: float, min_tissue: float
+) -> np.ndarray:
+    """Return the ids (n,) of the tiles of which at least `min_tissue` is tissue, in increasing order.
+
+    A tile that passes the scan's right or lower edge counts the part outside as not tissue.
+
+    Args:
+        polygons_um: tissue in µm of the scan.
+        size_um: (w, h) of the scan.
+        tile_um: side of a tile.
+        min_tissue: share of the tile's area, above 0 and up to 1.
+    """
+    cols, rows = (int(np.ceil((extent - EDGE_UM) / tile_um)) for extent in size_um)
+    mask = geojson.rasterise(polygons_um, tile_um / SAMPLES, (rows * SAMPLES, cols * SAMPLES))
+    share = mask.reshape(rows, SAMPLES, cols, SAMPLES).mean(axis=(1, 3))
+    row, col = np.nonzero(share >= max(min_tissue, 1e-9))
+    return (row * ROW + col).astype(np.int64)
+
+
+def corners(tile_ids: np.ndarray, tile_um: float) -> np.ndarray:
+    """Return the top left corners (n, 2) of tiles in µm of the reference scan."""
+    row, col = np.divmod(np.asarray(tile_ids), ROW)
+    return np.column_stack([col, row]) * float(tile_um)
+
+
+def sample(tile_ids: np.ndarray, max_tiles: int, rng: np.random.Generator) -> np.ndarray:
+    """Return at most `max_tiles` of the ids, in increasing order; 0 means all.
+
+    The ids are shuffled and the first ones taken, so a larger cap adds tiles and drops none.
+    """
+    if not max_tiles or len(tile_ids) <= max_tiles:
+        return tile_ids
+    return np.sort(rng.permutation(tile_ids)[:max_tiles])
+
+
+def tile_affines(corners_um: np.ndarray, tile_um: float, tile_px: int, affine: np.ndarray) -> np.ndarray:
+    """Return for each tile the map (n, 2, 3) from its output pixels to µm of a scan, as `Slide.read` takes it.
+
+    Args:
+        corners_um: (n, 2), top left corners in µm of the reference scan.
+        tile_um: side of a tile.
+        tile_px: output pixels a side.
+        affine: (2, 3), from µm of the reference scan to µm of the scan.
+    """
+    affine = np.asarray(affine, float)
+    maps = np.empty((len(corners_um), 2, 3))
+    maps[:, :, :2] = affine[:, :2] * (tile_um / tile_px)
+    maps[:, :, 2] = np.asarray(corners_um) @ affine[:, :2].T + affine[:, 2]
+    return maps
+
+
+def outside(corners_um: np.ndarray, tile_um: float, affine: np.ndarray, size_um: tuple[float, float]) -> np.ndarray:
+    """Return (n,) bool: does any part of the tile, carried to the scan, lie outside [0, w] x [0, h] µm."""
+    square = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * tile_um
+    points = (corners_um[:, None] + square) @ affine[:, :2].T + affine[:, 2]
+    return ((points < -EDGE_UM) | (points > np.array(size_um) + EDGE_UM)).any(axis=(1, 2))
+
+
+def level0_corners(corners_um: np.ndarray, tile_um: float, affine: np.ndarray, mpp: tuple[float, float]) -> np.ndarray:
+    """Return (n, 2) int64 level-0 px: top left corner of the upright square of a tile's size about its centre.
+
+    That is the tile itself up to the rounding where the scan is not turned, or turned by quarters.
+    """
+    centres = (corners_um + tile_um / 2) @ affine[:, :2].T + affine[:, 2]
+    side = tile_um * np.sqrt(abs(np.linalg.det(affine[:, :2])))
+    return np.round((centres - side / 2) / np.array(mpp)).astype(np.int64)
+
+
+def write(path: str | Path, tiles: Tiles, size: tuple[int, int]) -> None:
+    """Write the tiles of a scan, readable by TRIDENT (`coords` and its attributes); equal input gives equal bytes.
+
+    Args:
+        path: of the HDF5 file.
+        tiles: `attrs` must hold tile_px, mpp, mpp_x, mpp_y.
+        size: (w, h) of level 0.
+    """
+    attrs = tiles.attrs
+    side = attrs["tile_px"] * attrs["mpp"]
+    level0_mpp = (attrs["mpp_x"] + attrs["mpp_y"]) / 2
+    with atomic.output(path) as temporary, h5py.File(temporary, "w") as file:
+        units = {
+            "coords": "level-0 px, top left corner of the upright square about the tile's centre",
+            "tile_ids": "row * 1000000 + column in the grid of the reference scan",
+            "out_of_bounds": "1 where a part of the tile lies outside the scan",
+            "corners_um": "µm of the reference scan, top left corner",
+        }
+        for name, unit in units.items():
+            file.create_dataset(name, data=getattr(tiles, name)).attrs["unit"] = unit
+        file["coords"].attrs.update(
+            patch_size=attrs["tile_px"],
+            patch_size_level0=round(side / level0_mpp),
+            level0_magnification=round(10 / level0_mpp),  # 40 for 0.25 µm/px; not the scanner's nominal power
+            target_magnification=10 / attrs["mpp"],
+            overlap=0,
+            name=str(attrs.get("scan", "")),
+            level0_width=size[0],
+            level0_height=size[1],
+        )
+        file.attrs["version"] = __version__
+        file.attrs["affine"] = tiles.affine
+        for name in sorted(attrs):
+            file.attrs[name] = attrs[name]
+
+
+def read_tiles_file(path: str | Path) -> Tiles:
+    """Read a file of `write`."""
+    with h5py.File(path, "r") as file:
+        attrs = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in file.attrs.items()
+            if name != "affine"
+        }
+        names = ("coords", "tile_ids", "out_of_bounds", "corners_um")
+        return Tiles(*(file[name][()] for name in names), affine=file.attrs["affine"][()], attrs=attrs)

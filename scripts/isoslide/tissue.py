@@ -1,0 +1,240 @@
+"""Where the tissue is: a classical segmentation of a slide's overview, in optical density and micrometres.
+
+A stained section takes light out of the three colour channels unequally, glass and shadow do so equally. So the signal
+is the spread of the optical density (OD) over the channels, measured against the slide's own glass. Marker ink is
+told from stain by ratios of densities that haematoxylin, eosin and DAB do not reach; black frames by darkness.
+Violet and purple ink have the colour of the stain and stay in.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from isoslide import geojson
+from isoslide.slide import Slide
+
+MIN_OVERVIEW_PX = 300  # the longer side of a small slide's overview has at least this many pixels
+BLACK = 50  # grey level; a region whose brightest channel is below it and that reaches the image's edge is no glass
+MIN_FRAME_UM2 = 10_000.0
+MAX_OD = 2.5  # beyond it 8-bit values are too coarse to tell colours
+INK_GROWTH_UM = 200.0  # a stroke's pale margin lies within this distance of its strong part
+GREY_REACH_UM = 60.0  # grey tissue counts within this distance of coloured tissue
+SHARPNESS_UM_PER_PX = 1.0
+SHARPNESS_WINDOW_PX = 160
+SHARPNESS_WINDOWS = 4
+OVERLAY_PX = 600
+OUTLINE_COLOUR = (0, 160, 0)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What each pixel of an overview is; bool arrays of one shape (rows, cols)."""
+
+    tissue: np.ndarray
+    ink: np.ndarray
+    black: np.ndarray
+    um_per_px: float
+
+    @property
+    def tissue_mm2(self) -> float:
+        """Area of tissue."""
+        return float(self.tissue.sum()) * self.um_per_px**2 / 1e6
+
+    @property
+    def ink_share(self) -> float:
+        """Ink as a share of all that is not glass or frame, 0 to 1; 0 where there is neither ink nor tissue."""
+        ink = float(self.ink.sum())
+        return ink / max(1.0, ink + float(self.tissue.sum()))
+
+    @property
+    def black_share(self) -> float:
+        """Black frame as a share of the image, 0 to 1."""
+        return float(self.black.mean())
+
+
+def overview_um_per_px(slide: Slide, um_per_px: float) -> float:
+    """Return the µm/px to segment at: `um_per_px`, finer where the slide is small, never finer than level 0."""
+    return max(min(um_per_px, max(slide.size_um) / MIN_OVERVIEW_PX), *slide.mpp)
+
+
+def segment(rgb: np.ndarray, um_per_px: float, settings: Mapping[str, Any]) -> Segmentation:
+    """Return what is tissue, ink and black frame in an overview.
+
+    Args:
+        rgb: (rows, cols, 3) uint8.
+        um_per_px: of the overview.
+        settings: the config's `tissue` block.
+    """
+    sigma = settings["smoothing_um"] / um_per_px
+    smooth = cv2.GaussianBlur(rgb.astype(np.float32), (0, 0), sigma) if sigma > 0.3 else rgb.astype(np.float32)
+    black = _black_frame(rgb, um_per_px)
+    density = optical_density(smooth, glass_colour(rgb, ~black))
+    ink = _ink(density, um_per_px) & ~black if settings["remove_ink"] else np.zeros_like(black)
+    spread = density.max(axis=-1) - density.min(axis=-1)
+    # Pixels at the rim of a frame or a stroke mix its colour with glass, so a rim is left out too.
+    no_tissue = _dilate(black | ink, settings["smoothing_um"] / um_per_px * 2)
+    spread[no_tissue] = 0
+    mean = density.mean(axis=-1)
+    tinted = spread > 0.1 * mean  # a shadow of the slide's edge is darker than glass but hardly coloured
+    coloured = (spread > 2 * settings["min_od"]) & tinted
+    # Pale counterstain is nearly grey: it counts beside coloured tissue, where a shadow on empty glass does not.
+    near = _dilate(_without_specks(coloured, 400 / um_per_px**2), GREY_REACH_UM / um_per_px) & ~no_tissue
+    grey = (mean > 3 * settings["min_od"]) & near
+    tissue = _connected(((spread > settings["min_od"]) & tinted) | grey, coloured)
+    tissue = _clean(tissue, no_tissue, um_per_px, settings)
+    return Segmentation(tissue, ink, black, um_per_px)
+
+
+def glass_colour(rgb: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Return the colour of empty glass (3,): the brightest tenth of the bright and nearly grey pixels.
+
+    Pure white is left out where enough other bright pixels exist: it fills what the scanner did not scan. An image
+    without glass gets 245, a usual glass.
+    """
+    high, low = rgb.max(axis=-1), rgb.min(axis=-1)
+    bright = where & (low > 170) & (high - low < 25)
+    scanned = bright & (low < 254)
+    if scanned.sum() > 0.2 * bright.sum():
+        bright = scanned
+    if bright.sum() < 0.002 * bright.size:
+        return np.full(3, 245.0)
+    pixels = rgb[bright].astype(np.float32)
+    grey = pixels.mean(axis=1)
+    return np.median(pixels[grey >= np.percentile(grey, 90)], axis=0)
+
+
+def optical_density(rgb: np.ndarray, glass: np.ndarray) -> np.ndarray:
+    """Return -ln(rgb / glass), shape of `rgb`, float32, from 0 (glass or brighter) to `MAX_OD`."""
+    return np.clip(np.log((glass + 1).astype(np.float32)) - np.log(rgb.astype(np.float32) + 1), 0, MAX_OD)
+
+
+def _black_frame(rgb: np.ndarray, um_per_px: float) -> np.ndarray:
+    dark = (rgb.max(axis=-1) < BLACK).astype(np.uint8)
+    if not dark.any():
+        return dark.astype(bool)
+    # Smaller dark pieces at the edge are stained nuclei or dirt.
+    _, labels = cv2.connectedComponents(_without_specks(dark, MIN_FRAME_UM2 / um_per_px**2).astype(np.uint8))
+    edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    return np.isin(labels, np.unique(edge[edge > 0]))
+
+
+def _ink(density: np.ndarray, um_per_px: float) -> np.ndarray:
+    """Marker ink: strong strokes by density ratios that stain does not reach, and their paler margins.
+
+    Over ten images of H&E and IHC at 2-40 µm/px, 99 % of stained pixels had OD red / green below 1.45 (blue
+    counterstain the most; H&E 0.9) and red / green above 0.15 wherever green passed 1. Markers have 1.6 to 3 (blue,
+    green) or under 0.15 (red, orange, yellow), or darken all channels alike (black).
+    """
+    red, green, blue = (density[..., i] for i in range(3))
+    warm = np.maximum(green, blue)
+    grey = density.mean(axis=-1)
+    even = np.abs(blue - red) < 0.25 * grey  # melanin and DAB take more blue than red, haematoxylin less
+    dark = density.min(axis=-1)
+    strong = (
+        ((red > 1.6 * green) & (red - green > 0.15) & (red > 0.3))
+        | ((warm > 1.0) & (red < 0.15 * warm) & (blue > 0.6 * green))
+        | ((dark > 1.5) & even)
+        | ((green > 0.9) & (red > 0.9 * green) & (blue > 0.7 * green) & even)  # dark and grey: ink over tissue
+    )
+    if not strong.any():
+        return strong
+    weak = (
+        ((red > 1.15 * green) & (red - green > 0.04))
+        | ((red > 0.95 * green) & (red > 0.4))  # over tissue
+        | ((warm > 0.4) & (red < 0.2 * warm) & (blue > 0.6 * green))
+        | ((dark > 0.65) & (np.abs(blue - red) < 0.35 * grey))
+    )
+    strong = _without_specks(strong, 2000 / um_per_px**2)  # a pigment grain or a dirt speck is no stroke
+    return _connected(strong | (weak & _dilate(strong, INK_GROWTH_UM / um_per_px)), strong)
+
+
+def _clean(tissue: np.ndarray, no_tissue: np.ndarray, um_per_px: float, settings: Mapping[str, Any]) -> np.ndarray:
+    """Close gaps, remove lines and small pieces, fill small holes; nothing grows into `no_tissue`."""
+    mask = tissue.astype(np.uint8)
+    mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, _disc(settings["closing_um"] / um_per_px / 2))
+    mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, _disc(settings["opening_um"] / um_per_px / 2))
+    mask = mask.astype(bool) & ~no_tissue
+    mask = _without_specks(mask, settings["min_area_um2"] / um_per_px**2)
+    holes = ~mask
+    return (mask | (holes & ~_without_specks(holes, settings["min_hole_um2"] / um_per_px**2))) & ~no_tissue
+
+
+def _connected(weak: np.ndarray, strong: np.ndarray) -> np.ndarray:
+    """Return the connected pieces of `weak` that hold a pixel of `strong` (hysteresis)."""
+    n, labels = cv2.connectedComponents(weak.astype(np.uint8), connectivity=8)
+    keep = np.zeros(n, bool)
+    keep[labels[strong & weak]] = True
+    keep[0] = False
+    return keep[labels]
+
+
+def _without_specks(mask: np.ndarray, min_px: float) -> np.ndarray:
+    """Return the connected pieces (4 neighbours) of at least `min_px` pixels."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    keep = stats[:, cv2.CC_STAT_AREA] >= min_px
+    keep[0] = False
+    return keep[labels]
+
+
+def _dilate(mask: np.ndarray, radius: float) -> np.ndarray:
+    return cv2.dilate(mask.astype(np.uint8), _disc(radius)).astype(bool)
+
+
+def _disc(radius: float) -> np.ndarray:
+    """Return a structuring element of the pixels within `radius`, at least the centre."""
+    r = math.floor(radius)
+    y, x = np.mgrid[-r : r + 1, -r : r + 1]
+    return (x**2 + y**2 <= radius**2).astype(np.uint8)
+
+
+def sharpness(slide: Slide, mask: np.ndarray, um_per_px: float) -> float:
+    """Return how much fine detail the tissue shows: higher is sharper; 0 without tissue or detail.
+
+    Variance of the Laplacian of the grey value over the variance of the grey value, at 1 µm/px, in up to four windows
+    of 160 µm that lie in tissue; the median of the windows. The ratio takes out the strength of the stain. Scans
+    coarser than 1 µm/px cannot show that detail and score low.
+
+    Args:
+        slide: to read the windows from.
+        mask: (rows, cols) bool, tissue.
+        um_per_px: of the mask.
+    """
+    side_um = SHARPNESS_WINDOW_PX * SHARPNESS_UM_PER_PX
+    cells = tuple(max(1, int(extent * um_per_px / side_um)) for extent in mask.shape)
+    share = cv2.resize(mask.astype(np.float32), cells[::-1], interpolation=cv2.INTER_AREA).ravel()
+    if share.max() == 0:
+        return 0.0
+    full = np.flatnonzero(share >= min(0.8, share.max()))
+    chosen = full[np.unique(np.linspace(0, len(full) - 1, SHARPNESS_WINDOWS).round().astype(int))]
+    step = np.array(mask.shape) * um_per_px / cells  # µm a cell, (y, x)
+    values = []
+    for cell in chosen:
+        y, x = (np.array(divmod(int(cell), cells[1])) + 0.5) * step - side_um / 2
+        affine = np.array([[SHARPNESS_UM_PER_PX, 0, x], [0, SHARPNESS_UM_PER_PX, y]])
+        window = slide.read(affine, (SHARPNESS_WINDOW_PX, SHARPNESS_WINDOW_PX))
+        grey = cv2.cvtColor(window, cv2.COLOR_RGB2GRAY).astype(np.float32)
+        spread = float(grey.var())
+        values.append(float(cv2.Laplacian(grey, cv2.CV_32F).var()) / spread if spread > 1 else 0.0)
+    return float(np.median(values))
+
+
+def overlay(rgb: np.ndarray, polygons: list[geojson.Polygon], um_per_px: float, mpp: tuple[float, float]) -> np.ndarray:
+    """Return the overview, at most 600 px a side, with the outlines drawn.
+
+    Args:
+        rgb: (rows, cols, 3) uint8 overview.
+        polygons: in level-0 px.
+        um_per_px: of the overview.
+        mpp: µm/px of level 0.
+    """
+    factor = min(1.0, OVERLAY_PX / max(rgb.shape[:2]))
+    image = cv2.resize(rgb, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    bits = 4  # OpenCV takes sub-pixel coordinates as integers of 1/16
+    to_px = np.array(mpp) * factor / um_per_px * (1 << bits)
+    rings = [np.round(ring * to_px).astype(np.int32) for polygon in polygons for ring in polygon]
+    cv2.polylines(image, rings, True, OUTLINE_COLOUR, 2, cv2.LINE_AA, bits)
+    return image

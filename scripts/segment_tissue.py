@@ -1,0 +1,123 @@
+"""Outline the tissue of a batch of scans.
+
+    python scripts/segment_tissue.py --checks results/status/checks/b0.tsv --settings '{"um_per_px": 8, ...}' \
+        --results results/tissue --output results/status/tissue/b0.tsv
+
+Writes {scan}.geojson (polygons in level-0 px, for QuPath) and {scan}.jpg (the outline drawn) into the results folder.
+A GeoJSON file that a person drew or changed is used as it is and never written over; delete it to have it made again.
+"""
+
+import argparse
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from isoslide import atomic, cli, geojson, keys, slide, status, tissue
+
+NUMBERS = ("tissue_mm2", "sharpness", "ink_share", "black_share", "um_per_px")
+EDITED = "edited by hand"
+NO_TISSUE = "no region looks like stained tissue: see the picture; to force it, draw it in the GeoJSON file"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--checks", required=True, type=Path, help="status table of the checks stage")
+    parser.add_argument("--settings", required=True, type=cli.json_arg, help="the config's block tissue, as JSON")
+    parser.add_argument("--results", required=True, type=Path, help="folder for the scans' files")
+    parser.add_argument("--scans", nargs="+", metavar="ID", help="only these scans")
+    parser.add_argument("--threads", type=int, default=1, help="scans at a time")
+    parser.add_argument("--output", required=True, type=Path, help="status table to write")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    cli.start_logging(args)
+    cv2.setNumThreads(1)  # the scans are what runs in parallel
+    checks = status.read(args.checks)
+    if args.scans:
+        checks = checks[checks["scan"].isin(args.scans)]
+    code = keys.code_hash(tissue, geojson, slide)
+
+    def row_of(row: dict[str, str]) -> dict[str, Any]:
+        return process(row, args.settings, args.results, code)
+
+    with cli.timed("tissue"), ThreadPoolExecutor(args.threads) as pool:
+        rows = list(pool.map(row_of, checks.to_dict("records")))
+    status.write(args.output, rows)
+    logging.info("%s", status.summary(status.read(args.output)))
+
+
+def process(row: dict[str, str], settings: Mapping[str, Any], results: Path, code: str) -> dict[str, Any]:
+    """Return the scan's row of the tissue table, after making its files if they are not there already."""
+    if row["status"] != status.OK:
+        return status.carried(row)
+    path = results / f"{row['scan']}.geojson"
+    key = keys.content_key(checks=row["key"], settings=settings, code=code)
+    try:
+        present = geojson.read(path) if path.exists() else None
+        if present and not present.edited and present.facts.get("key") == key and path.with_suffix(".jpg").exists():
+            return _row(row, path, present, present.facts)
+        with slide.open_checked(row) as image:
+            return _segment(row, image, settings, path, key, present if present and present.edited else None)
+    except slide.SlideError as error:
+        return status.failed(row, error.status, error.reason)
+    except geojson.GeoJSONError as error:
+        return status.failed(row, "bad_geojson", f"{error}: mend or delete it")
+
+
+def _segment(
+    row: Mapping[str, str],
+    image: slide.Slide,
+    settings: Mapping[str, Any],
+    path: Path,
+    key: str,
+    edited: geojson.Outlines | None,
+) -> dict[str, Any]:
+    um_per_px = tissue.overview_um_per_px(image, settings["um_per_px"])
+    rgb = image.overview(um_per_px)
+    found = tissue.segment(rgb, um_per_px, settings)
+    if edited is not None:
+        polygons = edited.polygons
+        mask = geojson.rasterise(geojson.scaled(polygons, image.mpp), um_per_px, rgb.shape[:2])
+        found = tissue.Segmentation(mask, found.ink & ~mask, found.black, um_per_px)
+    else:
+        polygons = geojson.trace(found.tissue, (um_per_px / image.mpp[0], um_per_px / image.mpp[1]))
+    numbers = {
+        "tissue_mm2": found.tissue_mm2,
+        "sharpness": tissue.sharpness(image, found.tissue, um_per_px),
+        "ink_share": found.ink_share,
+        "black_share": found.black_share,
+        "um_per_px": um_per_px,
+    }
+    facts = {"key": key, **{name: float(f"{value:.6g}") for name, value in numbers.items()}}
+    with atomic.output(path.with_suffix(".jpg")) as temporary:
+        picture = tissue.overlay(rgb, polygons, um_per_px, image.mpp)
+        cv2.imwrite(str(temporary), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    if edited is None:
+        geojson.write(path, polygons, facts)  # last: its key says that all files of the scan are there
+    return _row(row, path, edited or geojson.Outlines(polygons, {}), facts, EDITED if edited else "")
+
+
+def _row(
+    row: Mapping[str, str], path: Path, outlines: geojson.Outlines, facts: Mapping[str, Any], reason: str = ""
+) -> dict[str, Any]:
+    empty = not outlines.polygons
+    return {
+        "scan": row["scan"],
+        "status": "no_tissue" if empty else status.OK,
+        "reason": f"{reason}: no polygons" if empty and reason else NO_TISSUE if empty else reason,
+        "path": str(path),
+        "key": geojson.geometry_hash(outlines.polygons),  # whoever drew them: later stages depend on the outlines alone
+        "specimen": row["specimen"],
+        "scanner": row["scanner"],
+        **{name: facts[name] for name in NUMBERS},
+    }
+
+
+if __name__ == "__main__":
+    main()
