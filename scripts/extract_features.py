@@ -10,7 +10,6 @@ key stands (tiles, encoder, weights and code unchanged), so a killed job loses a
 
 import argparse
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
 from isoslide import cli, device, registry, status
@@ -70,7 +69,7 @@ def encode(args: argparse.Namespace, entry: registry.Encoder, checks, tiles) -> 
             rows.append(status.carried(row))
             continue
         path = Path(args.results, f"{row['scan']}.h5")
-        key = keys.content_key(tiles=row["key"], encoder=asdict(entry), weights=encoder.weights_hash, code=code)
+        key = keys.content_key(tiles=row["key"], encoder=entry.defining(), weights=encoder.weights_hash, code=code)
         try:
             if features.stored_key(path) != key:
                 view = grid.read_tiles_file(row["path"])

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import logging
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         zipped = file.read(2) == b"PK"
     if path.suffix == ".safetensors":
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise EncoderError(f"{path} holds more than tensors and is not opened: get the safetensors file") from error
 
 
 def build_timm(entry: Encoder, path: Path) -> nn.Module:

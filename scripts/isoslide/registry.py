@@ -1,6 +1,6 @@
 """The registry of encoders: what each one is, read from resources/encoders.yaml. Light: the Snakefile imports it."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,11 @@ class Encoder:
     input_px: int = 0
     key_map: str = ""
     hub: str = ""
+
+    def defining(self) -> dict[str, Any]:
+        """Return the fields that define the numbers, for content keys and for what Snakefile tracks."""
+        prose = ("name", "hub", "licence", "gated", "pathology", "citation")
+        return {key: value for key, value in asdict(self).items() if key not in prose}
 
     @property
     def tile(self) -> str:

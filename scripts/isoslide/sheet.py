@@ -121,7 +121,7 @@ def _read_text(path: Path) -> pd.DataFrame:
         if len(cells) > len(names):
             raise SheetError(f"{path} line {number}: {len(cells)} cells but {len(names)} columns: remove the extra one")
         rows.append([number, *(cell.strip() for cell in cells), *[""] * (len(names) - len(cells))])
-    table = pd.DataFrame(rows, columns=["line", *names], dtype=str).set_index("line")
+    table = pd.DataFrame(rows, columns=["line", *names]).set_index("line").astype(str)
     if table.empty:
         raise SheetError(f"{path}: no rows: add one row per scan")
     return table
@@ -163,7 +163,7 @@ def _check_groups(table: pd.DataFrame, path: str) -> None:
     if len(twice):
         same = twice[twice["specimen"] == twice["specimen"].iloc[0]]
         raise SheetError(
-            f"{path} lines {', '.join(map(str, same.index))}: specimen {same['specimen'].iloc[0]!r} belongs to patients "
+            f"{path} lines {', '.join(map(str, same.index))}: specimen {same['specimen'].iloc[0]!r} is of patients "
             f"{' and '.join(map(repr, same['patient']))}: one glass slide is of one patient, correct one of them"
         )
 
@@ -204,13 +204,18 @@ def _check_classes(table: pd.DataFrame, task: str, settings: Mapping[str, Any], 
             f"config tasks.{task}: a binary task needs two classes, column {column!r} of {path} has "
             f"{len(classes)}: {classes[:6]}: correct the column or set the type to multiclass"
         )
+    if settings.get("positive") not in (None, *classes):
+        raise SheetError(
+            f"config tasks.{task}.positive: no label {settings['positive']!r} in column {column!r} of {path}: "
+            f"use one of {classes}"
+        )
     rows = included(table).loc[values.index]
     both = pd.DataFrame({"specimen": rows["specimen"], "value": values}).drop_duplicates()
     twice = both[both["specimen"].duplicated(keep=False)]
     if len(twice):
         raise SheetError(
-            f"{path} lines {', '.join(map(str, twice.index[:2]))}: scans of specimen {twice['specimen'].iloc[0]!r} have "
-            f"different {column}: {' and '.join(map(repr, twice['value'][:2]))}: a label belongs to the glass slide"
+            f"{path} lines {', '.join(map(str, twice.index[:2]))}: scans of specimen {twice['specimen'].iloc[0]!r} "
+            f"differ in {column}: {' and '.join(map(repr, twice['value'][:2]))}: a label belongs to the glass slide"
         )
 
 
@@ -229,3 +234,9 @@ def _check_survival(table: pd.DataFrame, task: str, settings: Mapping[str, Any],
             raise SheetError(f"{path} line {line}: {settings['time']} {time!r}: task {task!r} needs a time above 0")
         if event not in ("0", "1"):
             raise SheetError(f"{path} line {line}: {settings['event']} {event!r}: write 1 for an event, 0 for censored")
+
+
+def split_columns(task: Mapping[str, Any]) -> list[str]:
+    """Return the columns that the folds of a task are drawn from."""
+    labels_of_task = [task[key] for key in ("label", "time", "event") if key in task]
+    return ["scan", "specimen", "patient", "scanner", "split", *labels_of_task]

@@ -1,0 +1,33 @@
+# make demo    set up .venv and run the demo cohort from slides to report (minutes, no GPU, no downloads but packages)
+# make test    all tests
+# make check   style: ruff, snakefmt, snakemake --lint
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test check install
+
+demo: install
+	$(BIN)/snakemake --cores all --workflow-profile workflow/profiles/workstation
+	@echo
+	@echo "The report: $(CURDIR)/results/report/index.html"
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff format --check scripts tests
+	$(BIN)/ruff check scripts tests
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+install: $(VENV)/installed
+
+# The pip blocks of envs/*.yaml are the one list of requirements.
+$(VENV)/installed: $(wildcard envs/*.yaml)
+	$(PYTHON) -m venv $(VENV)
+	sed -n 's/^ *- \([A-Za-z0-9_-]*==.*\)/\1/p' envs/*.yaml | sort -u >$(VENV)/requirements.txt
+	$(BIN)/pip install --disable-pip-version-check -r $(VENV)/requirements.txt
+	touch $@

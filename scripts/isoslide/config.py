@@ -1,0 +1,80 @@
+"""The configuration: one-line errors, defaults from the schema, and the checks a schema cannot make. Light."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from isoslide.registry import Encoder
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message is one line: key, value, remedy."""
+
+
+def complete(config: Mapping[str, Any], schema_path: str | Path) -> dict[str, Any]:
+    """Return the configuration with the schema's defaults filled in.
+
+    Raises:
+        ConfigError: for an unknown key or a value outside its bounds.
+    """
+    schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
+    for error in sorted(
+        jsonschema.Draft202012Validator(schema).iter_errors(config), key=lambda error: list(error.path)
+    ):
+        raise ConfigError(_one_line(_deepest(error)))
+    return _with_defaults(config, schema)
+
+
+def check(config: Mapping[str, Any], registry: Mapping[str, Encoder]) -> None:
+    """Refuse references to encoders and arms that do not exist.
+
+    Raises:
+        ConfigError: naming the key and what it may be.
+    """
+    for name in config["encoders"]:
+        if name not in registry:
+            raise ConfigError(f"config encoders: no encoder {name!r}: use one of {sorted(registry)}")
+    if config["tasks"] and config["control"] not in config["arms"]:
+        raise ConfigError(f"config control: no arm {config['control']!r}: use one of {sorted(config['arms'])}")
+    for name, arm in config["arms"].items():
+        if (arm["sampler"] == "single") != ("scanner" in arm):
+            raise ConfigError(f"config arms.{name}: 'scanner' goes with sampler 'single', and only with it")
+        if arm["sampler"] != "paired" and (arm["embedding_weight"] or arm["score_weight"]):
+            raise ConfigError(f"config arms.{name}: a robustness loss needs pairs of scans: set sampler to 'paired'")
+
+
+def _with_defaults(value: Any, schema: Mapping[str, Any]) -> Any:
+    """Return `value` with the defaults of absent properties, at every depth."""
+    if not isinstance(value, Mapping):
+        return value
+    properties = schema.get("properties", {})
+    for branch in schema.get("oneOf", []):
+        if jsonschema.Draft202012Validator(branch).is_valid(value):
+            properties = branch["properties"]
+    others = schema.get("additionalProperties", {})
+    full = {name: part["default"] for name, part in properties.items() if "default" in part} | dict(value)
+    return {name: _with_defaults(item, properties.get(name, others) or {}) for name, item in full.items()}
+
+
+def _deepest(error: jsonschema.ValidationError) -> jsonschema.ValidationError:
+    """Return the error that tells most: of alternatives, the one whose `type` constant fits."""
+    if error.validator != "oneOf":
+        return error
+    wrong_type = {part.schema_path[0] for part in error.context if part.validator == "const"}
+    fitting = [part for part in error.context if part.schema_path[0] not in wrong_type]
+    fitting.sort(key=lambda part: part.validator != "additionalProperties")  # a misspelt key before the one it hides
+    return fitting[0] if fitting else error.context[0]
+
+
+def _one_line(error: jsonschema.ValidationError) -> str:
+    key = ".".join(str(part) for part in error.absolute_path)
+    if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
+        known = sorted(error.schema.get("properties", {}))
+        unknown = sorted(set(error.instance) - set(known))[0]
+        where = f"{key}.{unknown}" if key else unknown
+        return f"config {where}: unknown key (value {error.instance[unknown]!r}): use one of {known}, or remove it"
+    remedy = error.schema.get("description", "") if isinstance(error.schema, Mapping) else ""
+    return f"config {key or '(top level)'}: {error.message}" + (f": {remedy}" if remedy else ": add or correct it")

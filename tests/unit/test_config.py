@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from isoslide import config, registry
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
+REGISTRY = registry.load(ROOT / "resources/encoders.yaml")
+
+
+def complete(**changes):
+    value = config.complete({"sheet": "s.tsv", "encoders": ["efficientnet_lite0"]} | changes, SCHEMA)
+    config.check(value, REGISTRY)
+    return value
+
+
+def test_defaults_are_filled_at_every_depth():
+    value = complete(splits={"folds": 3}, arms={"paired": {"sampler": "paired"}})
+    assert value["device"] == "cpu"
+    assert value["splits"] == {"folds": 3, "tune": 0.2, "seed": 1}
+    assert value["arms"]["paired"]["score_weight"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"encoder": "uni"}, r"config encoder: unknown key \(value 'uni'\): use one of"),
+        ({"splits": {"fold": 3}}, r"config splits.fold: unknown key \(value 3\)"),
+        ({"splits": {"folds": 1}}, r"config splits.folds: 1 is less than the minimum of 2"),
+        ({"device": "gpu"}, r"config device: 'gpu' is not one of \['cpu', 'cuda'\]"),
+        ({"encoders": ["unii"]}, r"config encoders: no encoder 'unii'"),
+        ({"tasks": {"t": {"type": "binary", "label": "x"}}}, r"config tasks.t: 'positive' is a required property"),
+        ({"tasks": {"t": {"type": "survival", "time": "x", "evnt": "y"}}}, r"config tasks.t.* 'evnt'|tasks.t.evnt"),
+        ({"arms": {"a": {"sampler": "single"}}}, r"config arms.a: 'scanner' goes with sampler 'single'"),
+        ({"arms": {"a": {"sampler": "mixed", "score_weight": 1}}}, r"config arms.a: a robustness loss needs pairs"),
+        ({"tasks": {"t": {"type": "binary", "label": "x", "positive": "y"}}}, r"config control: no arm 'paired'"),
+    ],
+)
+def test_refuses_in_one_line_with_key_value_and_remedy(changes, message):
+    with pytest.raises(config.ConfigError, match=message) as error:
+        complete(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_default_configuration_is_valid():
+    value = config.complete(yaml.safe_load((ROOT / "config/config.yaml").read_text()), SCHEMA)
+    config.check(value, REGISTRY)
+
+
+def test_every_key_is_described_and_documented():
+    schema = yaml.safe_load(SCHEMA.read_text())
+    text = (ROOT / "config/README.md").read_text()
+
+    def walk(part, key):
+        for name, item in part.get("properties", {}).items():
+            if "const" in item:
+                continue
+            assert item.get("description"), f"{key}{name} has no description"
+            assert f"`{name}`" in text, f"config/README.md does not name {key}{name}"
+            walk(item, f"{key}{name}.")
+        for branch in [*part.get("oneOf", []), part.get("additionalProperties")]:
+            if isinstance(branch, dict):
+                walk(branch, key)
+
+    walk(schema, "")

@@ -1,0 +1,51 @@
+import subprocess
+import sys
+
+import pytest
+
+from isoslide import device
+
+
+def fake_nvidia_smi(folder, n):
+    script = folder / "nvidia-smi"
+    script.write_text("#!/bin/sh\n" + "".join(f"echo 'GPU {i}: some card (UUID: GPU-{i})'\n" for i in range(n)))
+    script.chmod(0o755)
+    return {"PATH": f"{folder}:/usr/bin:/bin"}
+
+
+def test_cpu_claims_nothing(tmp_path):
+    environment = {}
+    assert device.claim("cpu", environment, str(tmp_path)) == "cpu"
+    assert environment == {}
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"])
+def test_the_schedulers_choice_stands(tmp_path, name):
+    environment = {name: "3"}
+    device.claim("cuda", environment, str(tmp_path))
+    assert environment == {name: "3"}
+
+
+def test_no_gpu_fails_at_once(monkeypatch, tmp_path):
+    environment = fake_nvidia_smi(tmp_path, 0)
+    monkeypatch.setenv("PATH", environment["PATH"])
+    with pytest.raises(device.DeviceError, match="no GPU on this machine"):
+        device.claim("cuda", environment, str(tmp_path))
+
+
+def test_two_jobs_take_two_gpus_and_the_end_of_a_job_frees_its_gpu(monkeypatch, tmp_path):
+    environment = fake_nvidia_smi(tmp_path, 2)
+    monkeypatch.setenv("PATH", environment["PATH"])
+    program = (
+        "import sys; sys.path.insert(0, 'scripts'); from isoslide import device; env = dict(PATH=sys.argv[1])\n"
+        "device.claim('cuda', env, sys.argv[2]); print(env['CUDA_VISIBLE_DEVICES'], flush=True); input()"
+    )
+    command = [sys.executable, "-c", program, environment["PATH"], str(tmp_path)]
+    jobs = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert {job.stdout.readline().strip() for job in jobs} == {"0", "1"}
+    jobs[0].kill()
+    for job in jobs:
+        job.communicate("\n")
+    assert device.claim("cuda", environment, str(tmp_path)) == "cuda"
+    assert environment["CUDA_VISIBLE_DEVICES"] in ("0", "1")

@@ -1,0 +1,117 @@
+import pytest
+
+from isoslide import sheet
+
+HEADER = "scan,path,scanner,specimen,patient,split,exclude,label,months,event\n"
+TASK = {"response": {"type": "binary", "label": "label", "positive": "yes"}}
+
+
+def write(folder, rows, header=HEADER):
+    path = folder / "slides.csv"
+    path.write_text(header + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def test_ids_stay_text_and_defaults_are_filled(tmp_path):
+    table = sheet.read(write(tmp_path, ["00123,a b.svs,A,,,,,yes,12,1"]))
+    row = table.iloc[0]
+    assert (row["scan"], row["specimen"], row["patient"], row["mpp"]) == ("00123", "00123", "00123", "")
+    assert table.index[0] == 2  # the line of the file, for messages
+
+
+def test_reads_tabs_byte_order_mark_windows_line_ends_and_trailing_blanks(tmp_path):
+    path = tmp_path / "slides.tsv"
+    path.write_bytes("\ufeffscan\tpath\tscanner\r\ns1\t/d/a.svs \tA\r\n\r\n".encode())
+    assert sheet.read(path)["path"].tolist() == ["/d/a.svs"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["s1,a,A", "s1,b,A"], r"lines 2, 3: scan 's1' stands 2 times"),
+        (["s1,a,A", "S1,b,A"], r"lines 2, 3: scan 's1' stands 2 times"),
+        (["../s1,a,A"], r"line 2: scan '../s1': ids become file names"),
+        (["a/b,a,A"], r"line 2: scan 'a/b'"),
+        ([",a,A"], r"line 2: scan ''"),
+        (["x" * 201 + ",a,A"], r"over 200 bytes"),
+        (["s1,a,A,G1,P1", "s2,a,B,G1,P2"], r"lines 2, 3: specimen 'G1' is of patients 'P1' and 'P2'"),
+        (["s1,a,A,,,training"], r"line 2: split 'training'"),
+        (["s1,a,A,,,,,,,,,"], r"line 2: 12 cells but 10 columns"),
+        ([], r"no rows"),
+    ],
+)
+def test_refuses_with_line_value_and_remedy(tmp_path, rows, message):
+    with pytest.raises(sheet.SheetError, match=message) as error:
+        sheet.read(write(tmp_path, rows))
+    assert "\n" not in str(error.value)
+
+
+def test_refuses_headers_it_cannot_use(tmp_path):
+    with pytest.raises(sheet.SheetError, match="column 'scanner' is missing"):
+        sheet.read(write(tmp_path, ["s1,a"], "scan,path\n"))
+    with pytest.raises(sheet.SheetError, match="neither tabs nor commas"):
+        sheet.read(write(tmp_path, ["s1;a;A"], "scan;path;scanner\n"))
+    with pytest.raises(sheet.SheetError, match="column 'scan' stands twice"):
+        sheet.read(write(tmp_path, ["s1,s1,a,A"], "scan,scan,path,scanner\n"))
+    with pytest.raises(sheet.SheetError, match="no sample sheet"):
+        sheet.read(tmp_path / "absent.tsv")
+
+
+@pytest.mark.parametrize("mpp", ["0,25", "40", "0", "fast", "nan"])
+def test_refuses_impossible_mpp(tmp_path, mpp):
+    path = tmp_path / "slides.tsv"
+    path.write_text(f"scan\tpath\tscanner\tmpp\ns1\ta\tA\t{mpp}\n")
+    with pytest.raises(sheet.SheetError, match=rf"line 2: mpp '{mpp}'"):
+        sheet.read(path)
+
+
+def test_missing_paths(tmp_path):
+    (tmp_path / "a.svs").touch()
+    rows = [f"s1,{tmp_path}/a.svs,A", "s2,results/demo/slides/x.tif,A", "s3,gone.svs,A,,,,lost in the post"]
+    table = sheet.read(write(tmp_path, rows))
+    sheet.check_paths(table, "slides.csv")
+    table = sheet.read(write(tmp_path, [*rows, "s4,gone.svs,A"]))
+    with pytest.raises(sheet.SheetError, match=r"slides.csv line 5: scan 's4': no file 'gone.svs'"):
+        sheet.check_paths(table, "slides.csv")
+
+
+def check_tasks(tmp_path, rows, tasks=TASK):
+    sheet.check_tasks(sheet.read(write(tmp_path, rows)), tasks, "slides.csv")
+
+
+def test_label_columns(tmp_path):
+    check_tasks(tmp_path, ["s1,a,A,,,,,yes", "s2,a,A,,,,,no", "s3,a,A,,,,,nan", "s4,a,A,,,,,"])
+    with pytest.raises(sheet.SheetError, match=r"tasks.response.label: no column 'grade' in slides.csv"):
+        check_tasks(tmp_path, ["s1,a,A"], {"response": TASK["response"] | {"label": "grade"}})
+    with pytest.raises(sheet.SheetError, match=r"line 3: label is spelled 'Yes' and 'yes'"):
+        check_tasks(tmp_path, ["s1,a,A,,,,,yes", "s2,a,A,,,,,Yes"])
+    with pytest.raises(sheet.SheetError, match=r"needs two classes, column 'label' of slides.csv has 3"):
+        check_tasks(tmp_path, ["s1,a,A,,,,,yes", "s2,a,A,,,,,no", "s3,a,A,,,,,perhaps"])
+    with pytest.raises(sheet.SheetError, match=r"specimen 'G1' differ in label: 'yes' and 'no'"):
+        check_tasks(tmp_path, ["s1,a,A,G1,,,,yes", "s2,a,B,G1,,,,no"])
+    with pytest.raises(sheet.SheetError, match=r"positive: no label 'ja'"):
+        check_tasks(tmp_path, ["s1,a,A,,,,,yes", "s2,a,A,,,,,no"], {"r": TASK["response"] | {"positive": "ja"}})
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [("0,1", "months '0'"), ("x,1", "months 'x'"), ("12,2", "event '2'"), ("-3,0", "months '-3'"), ("inf,0", "'inf'")],
+)
+def test_survival_columns(tmp_path, cells, message):
+    task = {"type": "survival", "time": "months", "event": "event", "poor_before": 24, "good_after": 24}
+    check_tasks(tmp_path, ["s1,a,A,,,,,,12,1", "s2,a,A,,,,,,,"], {"survival": task})
+    with pytest.raises(sheet.SheetError, match=message):
+        check_tasks(tmp_path, [f"s1,a,A,,,,,,{cells}"], {"survival": task})
+
+
+def test_batches_keep_specimens_together_and_do_not_depend_on_other_rows(tmp_path):
+    rows = [f"s{i},a,A,G{i // 2}" for i in range(100)]
+    table = sheet.read(write(tmp_path, [*rows, "x,a,A,G0,,,blurred"]))
+    batches = sheet.batches(table, 30)
+    assert sum(map(len, batches.values())) == 100
+    assert set(batches) == {"b0", "b1", "b2", "b3"}
+    owners = [set(batch["specimen"]) for batch in batches.values()]
+    assert len(set.union(*owners)) == sum(map(len, owners))
+    fewer = sheet.batches(table.iloc[20:], 30)  # 80 scans still make four batches
+    for name, batch in fewer.items():
+        assert set(batch["scan"]) <= set(batches[name]["scan"])

@@ -1,0 +1,33 @@
+"""Checks. In: the sheet and its slides. Out: per batch, what each scan is and whether it can be used."""
+
+
+rule check_slides:
+    """Open every scan of a batch: µm/px, size, levels, fingerprint."""
+    input:
+        script=scripts("check_slides.py"),
+        modules=[scripts("isoslide/checks.py"), scripts("isoslide/slide.py")],
+        sheet=ancient(config["sheet"]),
+        demo=demo_of_batch,
+    output:
+        "results/status/checks/{batch}.tsv",
+    log:
+        "results/logs/check_slides/{batch}.log",
+    benchmark:
+        "results/benchmarks/check_slides/{batch}.tsv"
+    conda:
+        "../../envs/base.yaml"
+    threads: 2
+    resources:
+        mem_mb=lambda wc, attempt: 2000 * attempt,
+        runtime=lambda wc, attempt: 60 * attempt,
+    params:
+        scans=scans_of_batch,
+        rows=rows_of_batch,
+    shell:
+        """
+        python {input.script:q} \
+            --sheet {input.sheet:q} \
+            --scans {params.scans:q} \
+            --threads {threads} \
+            --output {output:q} &>{log:q}
+        """

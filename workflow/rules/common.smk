@@ -1,0 +1,73 @@
+"""What every stage needs: the checked configuration and sheet, batches of scans, and lookups for the rules."""
+
+import json
+import os
+import sys
+
+sys.path.insert(0, os.path.join(workflow.basedir, "scripts"))
+
+from isoslide import cli, registry, sheet
+from isoslide import config as configuration
+
+
+def at_base(path):
+    """Path of a file of the repository, relative to the working directory, as it would be typed."""
+    return os.path.relpath(os.path.join(workflow.basedir, path))
+
+
+def scripts(name):
+    """Path of a script or module; listed as input, so that an edit of it runs its stage again."""
+    return at_base(os.path.join("scripts", name))
+
+
+REGISTRY_FILE = at_base("resources/encoders.yaml")
+
+try:
+    config = configuration.complete(config, os.path.join(workflow.basedir, "workflow/schemas/config.schema.yaml"))
+    REGISTRY = registry.load(REGISTRY_FILE)
+    configuration.check(config, REGISTRY)
+    SHEET = sheet.read(config["sheet"])
+    sheet.check_paths(SHEET, config["sheet"])
+    sheet.check_tasks(SHEET, config["tasks"], config["sheet"])
+except (configuration.ConfigError, registry.RegistryError, sheet.SheetError) as error:
+    cli.fail(str(error))
+
+BATCHES = sheet.batches(SHEET, config["batch_size"])
+ENCODERS = config["encoders"]
+TILES = sorted({REGISTRY[encoder].tile for encoder in ENCODERS})
+TASKS = list(config["tasks"])
+ARMS = list(config["arms"])
+
+
+wildcard_constraints:
+    batch=r"b\d+",
+    tile=r"\d+px_[\d.]+um",
+    encoder=r"[^/]+",
+    task=r"[^/]+",
+    arm=r"[^/]+",
+
+
+def scans_of_batch(wildcards):
+    """Ids of the scans of a batch."""
+    return list(BATCHES[wildcards.batch]["scan"])
+
+
+def rows_of_batch(wildcards):
+    """The batch's rows of the sheet as text: a parameter, so that only its own batch runs when a row changes."""
+    return BATCHES[wildcards.batch][list(sheet.SLIDE_COLUMNS)].to_csv(index=False)
+
+
+def demo_of_batch(wildcards):
+    """The demo's manifest if scans of the batch are the demo's, which are made before they are checked."""
+    paths = BATCHES[wildcards.batch]["path"]
+    return ["results/demo/manifest.tsv"] if paths.str.startswith(sheet.DEMO_SLIDES).any() else []
+
+
+def rows_of_task(wildcards):
+    """The columns of the sheet that the folds of a task depend on, as text."""
+    return sheet.included(SHEET)[sheet.split_columns(config["tasks"][wildcards.task])].to_csv(index=False)
+
+
+def settings(*names):
+    """Blocks of the config as one JSON text, for a script's --settings; braces doubled so they are no wildcards."""
+    return json.dumps({name: config[name] for name in names}, sort_keys=True)

@@ -1,0 +1,54 @@
+"""Features. In: the tiles of a batch and one encoder. Out: per scan a features file, status per batch."""
+
+
+def tiles_of_encoder(wildcards):
+    """Status table of the batch's tiles in the view that the encoder wants."""
+    return f"results/status/tiles/{REGISTRY[wildcards.encoder].tile}/{wildcards.batch}.tsv"
+
+
+def gate_of_encoder(wildcards):
+    """The stage's table: no encoder starts before all tiles are known to be good."""
+    return ancient(f"results/status/tiles/{REGISTRY[wildcards.encoder].tile}.tsv")
+
+
+rule extract_features:
+    """Encode the tiles of a batch of scans with one encoder."""
+    input:
+        script=scripts("extract_features.py"),
+        modules=[scripts("isoslide/encoders.py"), scripts("isoslide/features.py"), scripts("isoslide/slide.py")],
+        checks="results/status/checks/{batch}.tsv",
+        tiles=tiles_of_encoder,
+        gate=gate_of_encoder,
+        registry=ancient(REGISTRY_FILE),
+    output:
+        "results/status/features/{encoder}/{batch}.tsv",
+    log:
+        "results/logs/extract_features/{encoder}/{batch}.log",
+    benchmark:
+        "results/benchmarks/extract_features/{encoder}/{batch}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 8 if config["device"] == "cuda" else 2
+    resources:
+        mem_mb=lambda wc, attempt: 16000 * attempt,
+        runtime=lambda wc, attempt: 240 * attempt,
+        gpu=1 if config["device"] == "cuda" else None,
+    params:
+        entry=lambda wc: json.dumps(REGISTRY[wc.encoder].defining()),
+        weights=config["weights"],
+        device=config["device"],
+        batch_size=256 if config["device"] == "cuda" else 4,
+    shell:
+        """
+        python {input.script:q} \
+            --checks {input.checks:q} \
+            --tiles {input.tiles:q} \
+            --encoder {wildcards.encoder:q} \
+            --registry {input.registry:q} \
+            --weights {params.weights:q} \
+            --device {params.device} \
+            --threads {threads} \
+            --batch-size {params.batch_size} \
+            --results results/features/{wildcards.encoder:q} \
+            --output {output:q} &>{log:q}
+        """

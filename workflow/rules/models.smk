@@ -1,0 +1,44 @@
+"""Models. In: the folds of a task and the features of an encoder. Out: per arm, a model for every fold and seed."""
+
+
+rule train_models:
+    """Train the models of one arm: all folds and seeds together."""
+    input:
+        script=scripts("train_models.py"),
+        modules=[
+            scripts("isoslide/abmil.py"),
+            scripts("isoslide/bags.py"),
+            scripts("isoslide/losses.py"),
+            scripts("isoslide/training.py"),
+        ],
+        splits="results/splits/{task}.tsv",
+        features="results/status/features/{encoder}.tsv",
+    output:
+        models="results/models/{task}/{encoder}/{arm}/models.tsv",
+        curves="results/models/{task}/{encoder}/{arm}/curves.tsv",
+    log:
+        "results/logs/train_models/{task}/{encoder}/{arm}.log",
+    benchmark:
+        "results/benchmarks/train_models/{task}/{encoder}/{arm}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wc, attempt: 8000 * attempt,
+        runtime=lambda wc, attempt: 240 * attempt,
+    params:
+        settings=lambda wc: json.dumps(
+            {"task": config["tasks"][wc.task], "arm": config["arms"][wc.arm], "training": config["training"]}
+        ),
+    shell:
+        """
+        python {input.script:q} \
+            --splits {input.splits:q} \
+            --features {input.features:q} \
+            --arm {wildcards.arm:q} \
+            --settings {params.settings:q} \
+            --threads {threads} \
+            --results results/models/{wildcards.task:q}/{wildcards.encoder:q}/{wildcards.arm:q} \
+            --curves {output.curves:q} \
+            --output {output.models:q} &>{log:q}
+        """

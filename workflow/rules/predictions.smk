@@ -1,0 +1,31 @@
+"""Predictions. In: the models of an arm. Out: a score for every test scan from every model."""
+
+
+rule predict_scans:
+    """Score the test scans of every fold with that fold's models, all tiles."""
+    input:
+        script=scripts("predict_scans.py"),
+        modules=[scripts("isoslide/abmil.py"), scripts("isoslide/bags.py")],
+        models="results/models/{task}/{encoder}/{arm}/models.tsv",
+        splits="results/splits/{task}.tsv",
+        features="results/status/features/{encoder}.tsv",
+    output:
+        "results/predictions/{task}/{encoder}/{arm}.tsv",
+    log:
+        "results/logs/predict_scans/{task}/{encoder}/{arm}.log",
+    benchmark:
+        "results/benchmarks/predict_scans/{task}/{encoder}/{arm}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wc, attempt: 4000 * attempt,
+        runtime=60,
+    shell:
+        """
+        python {input.script:q} \
+            --models {input.models:q} \
+            --splits {input.splits:q} \
+            --features {input.features:q} \
+            --output {output:q} &>{log:q}
+        """
