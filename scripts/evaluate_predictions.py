@@ -1,0 +1,55 @@
+"""Metrics of every arm with patient-bootstrap intervals, and each arm minus the control.
+
+Example:
+    python scripts/evaluate_predictions.py --predictions results/predictions/response/lite0/{paired,robust}.tsv \
+        --splits results/splits/response.tsv --control paired \
+        --settings '{"task": {"type": "binary"}, "evaluation": {"resamples": 1000, "seed": 1, "level": 0.95}}' \
+        --metrics metrics.tsv --comparisons comparisons.tsv
+
+The name of a predictions file is the name of its arm. Column meanings: `isoslide/evaluation.py`.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import pandas as pd
+
+from isoslide import atomic, cli, evaluation
+
+KINDS = ("binary", "survival")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="one table per arm, {arm}.tsv")
+    parser.add_argument("--splits", type=Path, required=True, help="the task's split table: which scanners are unseen")
+    parser.add_argument("--control", required=True, help="arm that the others are compared with")
+    parser.add_argument("--settings", type=cli.json_arg, required=True, help='{"task": ..., "evaluation": ...}')
+    parser.add_argument("--metrics", type=Path, required=True, help="output table")
+    parser.add_argument("--comparisons", type=Path, required=True, help="output table")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    cli.start_logging(args)
+    kind = args.settings["task"]["type"]
+    if kind not in KINDS:
+        cli.fail(f"task type {kind!r} is not evaluated (allowed: {', '.join(KINDS)})")
+    frames = {path.stem: evaluation.read_predictions(path) for path in args.predictions}
+    splits = pd.read_csv(args.splits, sep="\t", dtype=str, keep_default_na=False)
+    with cli.timed("evaluation"):
+        metrics, comparisons = evaluation.evaluate(
+            frames, args.control, kind, args.settings["evaluation"], evaluation.unseen_scanners(splits)
+        )
+    for arm in frames:
+        if reason := evaluation.is_collapsed(metrics, arm):
+            logging.warning("%s collapsed: %s", arm, reason)
+    atomic.write_table(args.metrics, metrics)
+    atomic.write_table(args.comparisons, comparisons)
+    logging.info("%d arms, %d metric rows, %d comparisons", len(frames), len(metrics), len(comparisons))
+
+
+if __name__ == "__main__":
+    main()

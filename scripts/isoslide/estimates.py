@@ -1,0 +1,303 @@
+"""Every metric of an arm: per model and scope, on the cohort and on all resamples at once.
+
+Scores are `p` of the predictions (probability of the positive or poor class). Scopes say which scans enter:
+`pooled` all test scans, `scanner:A` one scanner's, `pair:A-B` the specimens with scans on both, `unseen` the scanners
+that no model was trained or selected on. Metrics that compare two scans are, in `pooled`, the mean over scanner pairs
+within each model. Inconsistency and ICC take the specimens that have all scanners of the scope; where no specimen
+has, inconsistency takes those with two or more scans, and the row says so.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from isoslide import metrics, uncertainty, weighted
+
+Floats = np.ndarray
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: how it is computed, from what, and how the report names it.
+
+    Attributes:
+        takes: `labels` (y or time and event, with scores), `scores`, `specimens`, `pairs` or `matrix`.
+        better: +1 where higher is better, -1 where lower is, 0 where neither.
+        task: the kind of task it is for; empty = any.
+        threshold: whether it takes the threshold of the decision.
+        bounds: least and greatest possible value.
+    """
+
+    name: str
+    title: str
+    plain: Callable[..., float]
+    weighted: Callable[..., weighted.Estimate]
+    takes: str
+    better: int
+    task: str = ""
+    threshold: bool = False
+    bounds: tuple[float, float] = (0, 1)
+
+
+METRICS = (
+    Metric("auc", "AUC", metrics.auc, weighted.auc, "labels", 1, "binary"),
+    Metric("c_index", "c-index", metrics.c_index, weighted.c_index, "labels", 1, "survival"),
+    Metric(
+        "balanced_accuracy",
+        "balanced accuracy",
+        metrics.balanced_accuracy,
+        weighted.balanced_accuracy,
+        "labels",
+        1,
+        "binary",
+        threshold=True,
+    ),
+    Metric("brier", "Brier score", metrics.brier, weighted.brier, "labels", -1, "binary"),
+    Metric(
+        "inconsistency",
+        "inconsistency",
+        metrics.inconsistency,
+        weighted.inconsistency,
+        "specimens",
+        -1,
+        bounds=(0, np.inf),
+    ),
+    Metric("icc", "ICC(2,1)", metrics.icc21, weighted.icc21, "matrix", 1, bounds=(-1, 1)),
+    Metric("ccc", "concordance (Lin)", metrics.lin_ccc, weighted.lin_ccc, "pairs", 1, bounds=(-1, 1)),
+    Metric("agreement", "class agreement", metrics.agreement, weighted.agreement, "pairs", 1, threshold=True),
+    Metric("kappa", "kappa", metrics.kappa, weighted.kappa, "pairs", 1, threshold=True, bounds=(-1, 1)),
+    Metric("rmse", "RMSE", metrics.rmse, weighted.rmse, "pairs", -1, bounds=(0, np.inf)),
+    Metric(
+        "scaled_difference",
+        "mean difference / SD",
+        metrics.scaled_difference,
+        weighted.scaled_difference,
+        "pairs",
+        -1,
+        bounds=(0, np.inf),
+    ),
+    Metric("spread", "SD of scores", metrics.spread, weighted.spread, "scores", 0, bounds=(0, np.inf)),
+)
+
+
+BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+MAIN = {"binary": "auc", "survival": "c_index"}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which scans a number is about."""
+
+    name: str
+    scanners: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scans:
+    """The test scans of one model within a scope: arrays (n,); `patient` is the column of the bootstrap weights."""
+
+    patient: np.ndarray
+    specimen: np.ndarray
+    scanner: np.ndarray
+    p: Floats
+    y: Floats
+    time: Floats
+    event: Floats
+    complete: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "Scans":
+        """Return the scans of a mask or index."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+
+
+@dataclass
+class Units:
+    """One metric in one scope: value and averaging weight (1 + resamples,) of each model, keyed by (seed, fold)."""
+
+    values: dict[tuple[int, int], weighted.Estimate]
+    reasons: dict[tuple[int, int], str]
+    n: int = 0
+    note: str = ""
+
+    def seeds(self, keep: set[tuple[int, int]] | None = None) -> dict[int, Floats]:
+        """Return the average over folds (1 + resamples,) of each seed, over the models in `keep` (default: all)."""
+        keys = sorted(key for key in self.values if keep is None or key in keep)
+        result = {}
+        for seed in dict.fromkeys(seed for seed, _ in keys):
+            pairs = [self.values[key] for key in keys if key[0] == seed]
+            result[seed] = uncertainty.over_folds(np.array([v for v, _ in pairs]), np.array([w for _, w in pairs]))
+        return result
+
+    def defined(self) -> set[tuple[int, int]]:
+        """Return the models for which the metric has a value on the cohort itself."""
+        return {key for key, (value, _) in self.values.items() if np.isfinite(value[0])}
+
+    def reason(self) -> str:
+        """Return why values are missing, if any are, after the note on how they were computed."""
+        if not self.reasons:
+            return self.note
+        common = pd.Series(list(self.reasons.values())).mode().iloc[0]
+        if not self.defined():
+            return common
+        missing = f"{len(self.reasons)} of {len(self.values)} models have no value: {common}"
+        return f"{self.note}; {missing}" if self.note else missing
+
+
+Estimates = dict[tuple[str, str], Units]
+
+
+def scopes(scanners: list[str], unseen: tuple[str, ...]) -> list[Scope]:
+    """Return pooled, unseen (where there are any), each scanner and each pair of scanners."""
+    scanners = sorted(scanners)
+    result = [Scope("pooled", tuple(scanners))]
+    if unseen:
+        result.append(Scope("unseen", unseen))
+    result += [Scope(f"scanner:{name}", (name,)) for name in scanners]
+    return result + [Scope(f"pair:{a}-{b}", (a, b)) for a, b in combinations(scanners, 2)]
+
+
+def estimate_arm(
+    frame: pd.DataFrame,
+    columns: Mapping[str, int],
+    weights: Floats,
+    kind: str,
+    unseen: tuple[str, ...] = (),
+    threshold: float = 0.5,
+) -> Estimates:
+    """Return every metric of an arm in every scope, for each model on all rows of `weights` (1 + resamples, patients).
+
+    Args:
+        frame: the arm's predictions.
+        columns: the column of `weights` of each patient.
+        weights: see `uncertainty.draw`.
+        kind: `binary` or `survival`.
+        unseen: scanners that were held out of training altogether.
+        threshold: of the decision, for the metrics that take one.
+    """
+    frame = frame.sort_values(["seed", "fold", "specimen", "scanner", "scan"], kind="stable")
+    models = {key: rows.index for key, rows in frame.reset_index(drop=True).groupby(["seed", "fold"], sort=True)}
+    result: Estimates = {}
+    for scope in scopes(list(frame["scanner"].unique()), unseen):
+        inside = frame["scanner"].isin(scope.scanners).to_numpy()
+        complete, note = comparable_specimens(frame[inside], scope)
+        scans = _arrays(frame, columns, complete)
+        patients = frame.loc[inside & (scans.complete if scope.name.startswith("pair:") else True), "patient"]
+        for metric in chosen_metrics(kind, scope):
+            call = _bind(metric, threshold)
+            units = Units({}, {}, int(patients.nunique()), note if metric.takes == "specimens" else "")
+            for key, rows in models.items():
+                model = scans.take(rows[inside[rows]])
+                units.values[key], reason = _estimate(call, model, weights, kind, scope)
+                if reason:
+                    units.reasons[key] = reason
+            result[metric.name, scope.name] = units
+    return result
+
+
+def chosen_metrics(kind: str, scope: Scope) -> Iterator[Metric]:
+    """Yield the metrics that a scope has: accuracy of its scans, agreement between them, or both."""
+    for metric in METRICS:
+        if metric.task not in ("", kind):
+            continue
+        single, pair = scope.name.startswith("scanner:"), scope.name.startswith("pair:")
+        if pair and metric.takes in ("labels", "scores"):
+            continue
+        if (single or (scope.name == "unseen" and len(scope.scanners) < 2)) and metric.takes not in (
+            "labels",
+            "scores",
+        ):
+            continue
+        yield metric
+
+
+def comparable_specimens(frame: pd.DataFrame, scope: Scope) -> tuple[set[str], str]:
+    """Return the specimens with scans on all scanners of the scope (else those with two), and a note if so."""
+    scanners = frame.groupby("specimen")["scanner"].nunique()
+    complete = set(scanners.index[scanners == len(scope.scanners)])
+    if complete or len(scope.scanners) < 3:
+        return complete, ""
+    return set(scanners.index[scanners > 1]), "no specimen has all scanners: specimens with two or more scans"
+
+
+def _arrays(frame: pd.DataFrame, columns: Mapping[str, int], complete: set[str]) -> Scans:
+    numbers = {name: frame[name].to_numpy(dtype=float) for name in ("p", "label", "time", "event")}
+    return Scans(
+        patient=frame["patient"].map(columns).to_numpy(dtype=int),
+        specimen=pd.factorize(frame["specimen"])[0],
+        scanner=frame["scanner"].to_numpy(dtype=str),
+        p=numbers["p"],
+        y=numbers["label"],
+        time=numbers["time"],
+        event=numbers["event"],
+        complete=frame["specimen"].isin(complete).to_numpy(),
+    )
+
+
+def _bind(metric: Metric, threshold: float) -> Metric:
+    if not metric.threshold:
+        return metric
+    plain, with_weights = (partial(f, threshold=threshold) for f in (metric.plain, metric.weighted))
+    return replace(metric, plain=plain, weighted=with_weights)
+
+
+def _estimate(metric: Metric, scans: Scans, weights: Floats, kind: str, scope: Scope) -> tuple[weighted.Estimate, str]:
+    """Return value and weight on all resamples, and the reason where the model has no value."""
+    parts = [scans]
+    if metric.takes == "pairs":
+        parts = [scans.take(np.isin(scans.scanner, pair)) for pair in combinations(scope.scanners, 2)]
+    estimates, reason = [], "only one scanner"
+    for part in parts:
+        *arguments, patients = _arguments(metric, part, scope, kind)
+        try:
+            metric.plain(*arguments)
+        except metrics.Undefined as undefined:
+            reason = undefined.reason
+            continue
+        estimates.append(metric.weighted(*arguments, weights[:, patients]))
+    if not estimates:
+        return (np.full(len(weights), np.nan), np.zeros(len(weights))), reason
+    if len(estimates) == 1:
+        return estimates[0], ""
+    values, drawn = (np.array(arrays) for arrays in zip(*estimates, strict=True))
+    return (uncertainty.over_seeds(values), drawn.mean(0)), ""
+
+
+def _arguments(metric: Metric, scans: Scans, scope: Scope, kind: str) -> tuple[np.ndarray, ...]:
+    """Return what the metric takes, and last the weight column of each element."""
+    if metric.takes == "labels" and kind == "survival":
+        return scans.time, scans.event, scans.p, scans.patient
+    if metric.takes == "labels":
+        return scans.y, scans.p, scans.patient
+    if metric.takes == "scores":
+        return scans.p, scans.patient
+    if metric.takes == "specimens":
+        scans = scans.take(scans.complete)
+        return scans.p, scans.specimen, scans.patient
+    scanners = sorted(set(scans.scanner)) if metric.takes == "pairs" else scope.scanners
+    matrix, patients = _matrix(scans, tuple(scanners))
+    if metric.takes == "matrix":
+        return matrix, patients
+    if len(scanners) < 2:
+        return np.empty(0), np.empty(0), patients[:0]
+    return matrix[:, 0], matrix[:, 1], patients
+
+
+def _matrix(scans: Scans, scanners: tuple[str, ...]) -> tuple[Floats, np.ndarray]:
+    """Return scores (specimens with all scanners, scanners) and their patients; of two scans on one, the first."""
+    specimens, index = np.unique(scans.specimen, return_inverse=True)
+    matrix = np.full((specimens.size, len(scanners)), np.nan)
+    patients = np.zeros(specimens.size, dtype=int)
+    patients[index] = scans.patient
+    filled = np.zeros(matrix.shape, dtype=bool)
+    for column, scanner in enumerate(scanners):
+        rows = np.flatnonzero(scans.scanner == scanner)[::-1]  # backwards: the first scan is written last
+        matrix[index[rows], column] = scans.p[rows]
+        filled[index[rows], column] = True
+    whole = filled.all(1)
+    return matrix[whole], patients[whole]

@@ -1,0 +1,180 @@
+"""From predictions to tables: each metric of every arm with interval and seeds, and each arm minus the control."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from isoslide import uncertainty
+from isoslide.estimates import BY_NAME, MAIN, Estimates, Floats, estimate_arm
+
+OK = "ok"
+MEAN = "mean"
+COLLAPSED_RATIO = 1 / 3
+"""An arm whose scores spread less than this share of the control's counts as collapsed."""
+
+METRIC_COLUMNS = ["arm", "metric", "scope", "seed", "value", "low", "high", "n", "reason"]
+COMPARISON_COLUMNS = ["arm", "control", "metric", "scope", "difference", "low", "high", "n", "reason"]
+
+
+TEXT = ("scan", "specimen", "patient", "scanner", "status")
+
+
+def read_predictions(path: str | Path) -> pd.DataFrame:
+    """Read a predictions table: ids stay text, numbers are floats (empty: NaN)."""
+    table = pd.read_csv(path, sep="\t", dtype=dict.fromkeys(TEXT, str), na_values=[""], keep_default_na=False)
+    return table.astype({name: float for name in ("label", "time", "event", "logit", "p")})
+
+
+def unseen_scanners(splits: pd.DataFrame) -> tuple[str, ...]:
+    """Return the scanners of which no scan was ever trained or selected on, by the split table."""
+    used = set(splits.loc[splits["role"].isin(("train", "tune")), "scanner"])
+    return tuple(sorted(set(splits.loc[splits["role"] == "test", "scanner"]) - used))
+
+
+def evaluate(
+    frames: Mapping[str, pd.DataFrame],
+    control: str,
+    kind: str,
+    settings: Mapping[str, Any],
+    unseen: tuple[str, ...] = (),
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the tables of metrics and of comparisons with the control (columns: `METRIC_COLUMNS`, ...).
+
+    Args:
+        frames: predictions of each arm, columns as written by predict_scans.py, numbers parsed.
+        control: name of the arm that the others are compared with; every arm is described even if it is absent.
+        kind: `binary` or `survival`.
+        settings: `resamples`, `seed`, `level`, and optionally `threshold` (default 0.5).
+        unseen: scanners that were held out of training altogether.
+    """
+    strata = patient_table(frames, kind)
+    weights = uncertainty.draw(strata.to_numpy(), settings["resamples"], np.random.default_rng(settings["seed"]))
+    columns = {patient: index for index, patient in enumerate(strata.index)}
+    level = settings["level"]
+
+    def estimate(arm: str) -> Estimates:
+        return estimate_arm(frames[arm], columns, weights, kind, unseen, settings.get("threshold", 0.5))
+
+    reference = estimate(control) if control in frames else None
+    tables, comparisons = [], []
+    for arm, frame in frames.items():
+        estimates = reference if arm == control and reference is not None else estimate(arm)
+        tables += [*metric_rows(arm, estimates, level), *training_rows(arm, frame, estimates, reference)]
+        if reference is not None and arm != control:
+            comparisons += comparison_rows(arm, control, estimates, reference, level)
+    return pd.DataFrame(tables, columns=METRIC_COLUMNS), pd.DataFrame(comparisons, columns=COMPARISON_COLUMNS)
+
+
+def patient_table(frames: Mapping[str, pd.DataFrame], kind: str) -> pd.Series:
+    """Return the stratum of each test patient: whether any of its scans is positive, or has the event."""
+    column = "event" if kind == "survival" else "label"
+    rows = pd.concat([frame[["patient", column]] for frame in frames.values()])
+    return rows.groupby("patient")[column].max().sort_index()
+
+
+def metric_rows(arm: str, estimates: Estimates, level: float) -> list[dict[str, Any]]:
+    """Return the rows of an arm: of each metric and scope the mean over seeds with interval, then each seed."""
+    rows = []
+    for (metric, scope), units in estimates.items():
+        rows += _rows(arm, metric, scope, units.seeds(), units.n, units.reason(), level)
+    for name in MAIN.values():
+        scanners = {scope: units for (metric, scope), units in estimates.items() if metric == name and ":" in scope}
+        if len(scanners) > 1:
+            seeds = _gap([units.seeds() for units in scanners.values()])
+            n = estimates[name, "pooled"].n
+            rows += _rows(arm, f"{name}_gap", "pooled", seeds, n, "best minus worst scanner", level)
+    return rows
+
+
+def training_rows(
+    arm: str, frame: pd.DataFrame, estimates: Estimates, reference: Estimates | None
+) -> list[dict[str, Any]]:
+    """Return how many models trained (`trained_share`, `n_collapsed`) and the spread against the control's."""
+    statuses = frame.drop_duplicates(["seed", "fold"])["status"]
+    bad = int((statuses != OK).sum())
+    counts = ", ".join(f"{n} {name}" for name, n in statuses[statuses != OK].value_counts().sort_index().items())
+    rows = [
+        _row(arm, "trained_share", value=1 - bad / len(statuses), n=len(statuses), reason=counts),
+        _row(arm, "n_collapsed", value=bad, n=len(statuses), reason=counts),
+    ]
+    if reference is not None:
+        ours, theirs = (uncertainty.over_seeds(_stack(e["spread", "pooled"].seeds())) for e in (estimates, reference))
+        ratio = ours[0] / theirs[0] if theirs[0] > 0 else np.nan
+        reason = "" if np.isfinite(ratio) else "the control's scores have no spread"
+        rows.append(_row(arm, "spread_ratio", value=ratio, n=estimates["spread", "pooled"].n, reason=reason))
+    return rows
+
+
+def comparison_rows(
+    arm: str, control: str, estimates: Estimates, reference: Estimates, level: float
+) -> list[dict[str, Any]]:
+    """Return arm minus control on the same resamples, over the models (seed, fold) for which both have a value."""
+    rows = []
+    for key, units in estimates.items():
+        if key not in reference:
+            continue
+        both = units.defined() & reference[key].defined()
+        row = {"arm": arm, "control": control, "metric": key[0], "scope": key[1], "n": units.n}
+        if not both:
+            reason = units.reason() if not units.defined() else f"{control}: {reference[key].reason()}"
+            rows.append({**row, "difference": np.nan, "low": np.nan, "high": np.nan, "reason": reason})
+            continue
+        ours, theirs = (uncertainty.over_seeds(_stack(u.seeds(both))) for u in (units, reference[key]))
+        low, high = uncertainty.interval(ours - theirs, level)
+        everything = set(units.values) | set(reference[key].values)
+        reason = (
+            "" if both == everything else f"over the {len(both)} of {len(everything)} models where both have a value"
+        )
+        rows.append({**row, "difference": ours[0] - theirs[0], "low": low, "high": high, "reason": reason})
+    return rows
+
+
+def is_collapsed(table: pd.DataFrame, arm: str) -> str:
+    """Return why an arm's robustness figures mean nothing, by the metrics table, or the empty string.
+
+    An arm is named when most of its models did not train, or its scores spread less than a third of the control's.
+    """
+    values = table[(table["arm"] == arm) & (table["scope"] == "pooled") & (table["seed"] == MEAN)]
+    values = values.drop_duplicates("metric").set_index("metric")["value"]
+    if values.get("trained_share", 1.0) < 0.5:
+        return f"{100 * (1 - values['trained_share']):.0f} % of its models did not train"
+    if values.get("spread_ratio", 1.0) < COLLAPSED_RATIO:
+        return f"its scores spread {values['spread_ratio']:.2f} times as far as the control's"
+    return ""
+
+
+def _gap(scanners: list[dict[int, Floats]]) -> dict[int, Floats]:
+    seeds = set.intersection(*(set(values) for values in scanners))
+    return {seed: np.ptp([values[seed] for values in scanners], axis=0) for seed in sorted(seeds)}
+
+
+def _stack(seeds: dict[int, Floats]) -> Floats:
+    return np.array(list(seeds.values()))
+
+
+def _rows(
+    arm: str, metric: str, scope: str, seeds: dict[int, Floats], n: int, reason: str, level: float
+) -> Iterator[dict[str, Any]]:
+    mean = uncertainty.over_seeds(_stack(seeds))
+    low, high = uncertainty.interval(mean, level, BY_NAME[metric].bounds if metric in BY_NAME else (0, 1))
+    yield _row(arm, metric, scope, value=mean[0], low=low, high=high, n=n, reason=reason)
+    for seed, values in seeds.items():
+        yield _row(arm, metric, scope, seed=str(seed), value=values[0], n=n, reason=reason)
+
+
+def _row(
+    arm: str,
+    metric: str,
+    scope: str = "pooled",
+    *,
+    seed: str = MEAN,
+    value: float,
+    low: float = np.nan,
+    high: float = np.nan,
+    n: int,
+    reason: str,
+) -> dict[str, Any]:
+    return dict(zip(METRIC_COLUMNS, (arm, metric, scope, seed, value, low, high, n, reason), strict=True))

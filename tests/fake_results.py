@@ -1,0 +1,233 @@
+"""Generated results of a whole run, for the tests of the evaluation and the report: no slide, no model.
+
+60 patients (some with two specimens) x 4 scanners, scanner D never trained on, 5 folds x 3 seeds, a binary and a
+survival task, four arms: `mixed` and `paired` (scanner effect 0.9), `robust` (0.35) and `robust_reference`, which has
+collapsed for response: scores near 0.5, small scanner effect, no signal.
+
+By hand, to look at a page: `python tests/fake_results.py FOLDER`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw
+
+SCANNERS = ("A", "B", "C", "D")
+SHIFT = {"A": -0.8, "B": 0.1, "C": 0.9, "D": 0.4}
+FOLDS, SEEDS = 5, (1, 2, 3)
+ENCODER = "efficientnet_lite0"
+ARMS = {
+    "mixed": {"signal": 1.2, "scanner": 0.9, "scale": 2.2},
+    "paired": {"signal": 1.4, "scanner": 0.8, "scale": 2.2},
+    "robust": {"signal": 1.4, "scanner": 0.35, "scale": 1.8},
+    "robust_reference": {"signal": 0.1, "scanner": 0.2, "scale": 0.15},
+}
+CONFIG = {
+    "sheet": "config/slides.tsv",
+    "encoders": [ENCODER],
+    "tile": {"px": 224, "um": 0.5},
+    "tasks": {
+        "response": {"type": "binary", "label": "response", "positive": "positive"},
+        "survival": {"type": "survival", "time": "months", "event": "event", "poor_before": 24, "good_after": 24},
+    },
+    "arms": {
+        "mixed": {"sampler": "mixed"},
+        "paired": {"sampler": "paired"},
+        "robust": {"sampler": "paired", "embedding_weight": 1, "score_weight": 1},
+        "robust_reference": {"sampler": "paired", "embedding_weight": 10, "score_weight": 10},
+    },
+    "control": "paired",
+    "training": {"seeds": 3, "steps": 500, "specimens": 8, "tiles": 16, "head_dropout": "paired"},
+    "splits": {"folds": FOLDS, "tune": 0.2, "seed": 1},
+    "registration": {"limit_um": 5, "um_per_px": 1.0},
+    "evaluation": {"resamples": 200, "seed": 1, "level": 0.95},
+}
+
+
+def make_sheet(patients: int = 60, seed: int = 0) -> pd.DataFrame:
+    """Return a sample sheet in which positives train on A and B, negatives on B and C, mostly; D only in test."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(1, patients + 1):
+        response = "positive" if number % 2 else "negative"
+        months = round(float(rng.exponential(20 if response == "positive" else 45)) + 0.5, 1)
+        event = int(rng.uniform() < 0.65)
+        for block in range(1 + (number % 6 == 0)):
+            specimen = f"P{number:02d}-{block + 1}"
+            left_out = "C" if (response == "positive") == (rng.uniform() < 0.85) else "A"
+            for scanner in SCANNERS:
+                rows.append(
+                    {
+                        "scan": f"{specimen}_{scanner}",
+                        "path": f"results/demo/slides/{specimen}_{scanner}.tif",
+                        "scanner": scanner,
+                        "specimen": specimen,
+                        "patient": f"P{number:02d}",
+                        "site": "",
+                        "stain": "",
+                        "mpp": "",
+                        "split": "test" if scanner in ("D", left_out) else "",
+                        "exclude": "pen over the tissue" if (number, scanner) == (7, "A") else "",
+                        "response": response,
+                        "months": str(months),
+                        "event": str(event),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def make_splits(sheet: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Return the split table: patients dealt to folds in turn, a fifth of the others tune."""
+    sheet = sheet[sheet["exclude"] == ""]
+    number = sheet["patient"].str[1:].astype(int)
+    tables = []
+    for fold in range(FOLDS):
+        tested, tune = (number // 2) % FOLDS == fold, (number // 2) % FOLDS == (fold + 1) % FOLDS
+        role = np.where(tested, "test", np.where(sheet["split"] == "test", "unused", np.where(tune, "tune", "train")))
+        table = sheet[["scan", "specimen", "patient", "scanner"]].assign(fold=fold, role=role)
+        positive = (sheet["response"] == "positive").astype(int)
+        table["label"] = positive.astype(str) if kind == "binary" else ""
+        table["class"] = sheet["response"] if kind == "binary" else ""
+        table["time"], table["event"] = (sheet["months"], sheet["event"]) if kind == "survival" else ("", "")
+        tables.append(table)
+    columns = ["fold", "scan", "specimen", "patient", "scanner", "role", "label", "class", "time", "event"]
+    return pd.concat(tables, ignore_index=True)[columns]
+
+
+def make_predictions(splits: pd.DataFrame, arm: str, kind: str, seed: int = 0) -> pd.DataFrame:
+    """Return predictions of an arm: patient signal + specimen noise + scanner effect, other for each model."""
+    setting = dict(ARMS[arm])
+    if kind == "survival" and arm == "robust_reference":
+        setting.update(signal=0.8, scale=1.0)
+    test = splits[splits["role"] == "test"].sort_values(["fold", "scan"])
+    rng = np.random.default_rng([seed, len(arm), len(kind)])
+    specimens = sorted(test["specimen"].unique())
+    noise = dict(zip(specimens, np.random.default_rng(seed).normal(0, 0.8, len(specimens)), strict=True))
+    tables = []
+    for model_seed in SEEDS:
+        for fold, rows in test.groupby("fold"):
+            outcome = rows["label"].astype(float) if kind == "binary" else 1 - np.log1p(rows["time"].astype(float)) / 4
+            table = rows.drop(columns=["role", "class"]).assign(fold=fold, seed=model_seed)
+            shift = rows["scanner"].map(SHIFT) * rng.uniform(0.6, 1.4)
+            signal = setting["signal"] * 1.2 * (outcome - 0.5) + 0.6 * rows["specimen"].map(noise)
+            logit = signal + setting["scanner"] * shift + rng.normal(0, 0.35 * setting["scanner"] + 0.1, len(rows))
+            table["logit"] = setting["scale"] * (logit + rng.normal(0, 0.2))
+            table["p"] = 1 / (1 + np.exp(-table["logit"]))
+            table["n_tiles"] = 24
+            bad = arm == "robust_reference" and kind == "binary" and (fold + model_seed) % 4 != 0
+            table["status"] = "collapsed" if bad else "ok"
+            tables.append(table)
+    columns = ["fold", "seed", "scan", "specimen", "patient", "scanner", "label", "time", "event", "n_tiles"]
+    return pd.concat(tables, ignore_index=True)[[*columns, "logit", "p", "status"]]
+
+
+def make_curves(arm: str, steps: int = 500) -> pd.DataFrame:
+    """Return training curves of every model of an arm."""
+    weight = CONFIG["arms"][arm].get("embedding_weight", 0)
+    rng = np.random.default_rng(len(arm))
+    rows = []
+    for fold in range(FOLDS):
+        for seed in SEEDS:
+            for step in range(50, steps + 1, 50):
+                x = step / steps
+                task = (0.69 * np.exp(-3 * x) + 0.02 if weight < 10 else 0.69) + rng.normal(0, 0.02)
+                embedding = 1.79 * np.exp(-2 * x * (weight > 0)) + rng.normal(0, 0.03)
+                score = 2.0 * np.exp(-3 * x * (weight > 0)) * (1 + rng.normal(0, 0.1))
+                row = {"fold": fold, "seed": seed, "step": step, "task": task, "embedding": embedding, "score": score}
+                row |= {"total": task + weight * (embedding + score), "lr": 0.01 * x, "tune_metric": 0.5 + 0.25 * x}
+                rows.append(row | {"tune_inconsistency": 0.6 - 0.2 * x * (weight > 0)})
+    return pd.DataFrame(rows)
+
+
+def make_models(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the table of models that made the predictions."""
+    models = predictions.groupby(["fold", "seed"], as_index=False).agg(status=("status", "first"), spread=("p", "std"))
+    bad = models["status"] != "ok"
+    models["reason"] = np.where(bad, "scores of the tuning scans are all alike", "")
+    models["step"], models["tune_metric"], models["tune_inconsistency"] = 450, 0.74, 0.41
+    models["train_loss"] = np.where(bad, 0.69, 0.12)
+    models["path"] = [f"fold{f}_seed{s}.safetensors" for f, s in zip(models["fold"], models["seed"], strict=True)]
+    models["key"] = "0123456789abcdef"
+    return models
+
+
+def make_status(sheet: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the status tables of every stage, with a few scans lost on the way."""
+    rng = np.random.default_rng(2)
+    kept = sheet[sheet["exclude"] == ""]
+    base = kept[["scan", "specimen", "scanner"]].reset_index(drop=True)
+    base = base.assign(status="ok", reason="", n_tiles=24, path="", key="k")
+    lost = {
+        "checks": ("P03-1_B", "unreadable", "the file ends in the middle of a tile"),
+        "tissue": ("P11-1_C", "no_tissue", "no tissue above 10000 µm²"),
+        "features": ("P20-1_D", "non_finite", "features are not finite"),
+    }
+    tables, gone = {}, {}
+    for stage in ("checks", "tissue", "registrations", "tiles", "features"):
+        if stage in lost:
+            gone[lost[stage][0]] = lost[stage][1:]
+        table = base.copy()
+        for scan, (status, reason) in gone.items():
+            table.loc[table["scan"] == scan, ["status", "reason"]] = status, reason
+        tables[stage] = table
+    reference = tables["registrations"]["specimen"] + "_B"
+    tables["registrations"]["reference"] = reference
+    error = np.where(tables["registrations"]["scan"] == reference, 0, rng.gamma(4, 0.35, len(base)))
+    tables["registrations"]["error_um"] = np.round(error, 2)
+    high = tables["registrations"]["scan"].isin(["P05-1_C", "P31-1_D"])
+    tables["registrations"].loc[high, ["status", "reason"]] = "not_registered", "error 7.9 µm above the limit of 5 µm"
+    tables["registrations"].loc[high, "error_um"] = 7.9
+    for stage in ("tiles", "features"):
+        table = tables[stage]
+        table.loc[table["status"] != "ok", "n_tiles"] = 0
+    return tables
+
+
+def make_pictures(folder: Path, names: list[str], size: tuple[int, int], rng: np.random.Generator) -> None:
+    """Write a small picture of a blob of tissue per name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        image = Image.new("RGB", size, (244, 242, 245))
+        draw = ImageDraw.Draw(image)
+        angle = np.linspace(0, 2 * np.pi, 40)
+        radius = min(size) * (0.3 + 0.08 * np.sin(3 * angle + rng.uniform(0, 6)))
+        points = np.c_[size[0] / 2 + 1.3 * radius * np.cos(angle), size[1] / 2 + radius * np.sin(angle)]
+        draw.polygon([tuple(point) for point in points], fill=(190, 120, 170), outline=(0, 114, 178), width=3)
+        image.save(folder / f"{name}.jpg")
+
+
+def write(root: Path, patients: int = 60, arms: tuple[str, ...] = tuple(ARMS)) -> None:
+    """Write sheet and results under `root`, all but the evaluations."""
+    results = root / "results"
+    sheet = make_sheet(patients)
+    write_table(root / "config" / "slides.tsv", sheet)
+    (root / "config.json").write_text(json.dumps(CONFIG))
+    for stage, table in make_status(sheet).items():
+        for batch, rows in table.groupby(table["specimen"].str[-3:-2]):
+            write_table(results / "status" / stage / f"b{batch}.tsv", rows)
+    rng = np.random.default_rng(0)
+    make_pictures(results / "tissue", list(sheet["scan"])[:60], (300, 200), rng)
+    make_pictures(results / "registrations", sorted(sheet["specimen"].unique())[:30], (600, 600), rng)
+    for task, settings in CONFIG["tasks"].items():
+        kind = settings["type"]
+        splits = make_splits(sheet, kind)
+        write_table(results / "splits" / f"{task}.tsv", splits)
+        for arm in arms:
+            predictions = make_predictions(splits, arm, kind)
+            write_table(results / "predictions" / task / ENCODER / f"{arm}.tsv", predictions)
+            models = results / "models" / task / ENCODER / arm
+            write_table(models / "models.tsv", make_models(predictions))
+            write_table(models / "curves.tsv", make_curves(arm))
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a TSV file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, sep="\t", index=False)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))

@@ -1,0 +1,171 @@
+import fake_results
+import numpy as np
+import pandas as pd
+import pytest
+
+from isoslide import estimates, evaluation, metrics
+
+SETTINGS = {"resamples": 40, "seed": 1, "level": 0.95}
+
+
+def predictions(arm: str, kind: str = "binary", patients: int = 24) -> pd.DataFrame:
+    table = fake_results.make_predictions(fake_results.make_splits(fake_results.make_sheet(patients), kind), arm, kind)
+    numbers = ("label", "time", "event")
+    return table.assign(**{name: pd.to_numeric(table[name], errors="coerce") for name in numbers})
+
+
+@pytest.fixture(scope="module")
+def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
+    frames = {arm: predictions(arm) for arm in ("paired", "robust", "robust_reference")}
+    return evaluation.evaluate(frames, "paired", "binary", SETTINGS, ("D",))
+
+
+def value(table: pd.DataFrame, arm: str, metric: str, scope: str = "pooled", seed: str = "mean") -> float:
+    rows = table[(table["arm"] == arm) & (table["metric"] == metric) & (table["scope"] == scope)]
+    return rows.set_index("seed").loc[seed, "value"]
+
+
+def test_every_number_is_the_plain_metric_averaged_over_models(tables):
+    table, _ = tables
+    frame = predictions("robust")
+    for scope, scanners in {"pooled": "ABCD", "unseen": "D", "scanner:A": "A"}.items():
+        seeds = []
+        for _, rows in frame[frame["scanner"].isin(list(scanners))].groupby("seed"):
+            folds = [
+                (metrics.auc(f["label"], f["p"]), f["label"].sum() * (1 - f["label"]).sum())
+                for _, f in rows.groupby("fold")
+            ]
+            seeds.append(np.average([v for v, _ in folds], weights=[w for _, w in folds]))
+        assert value(table, "robust", "auc", scope) == pytest.approx(np.mean(seeds), abs=1e-12)
+        assert value(table, "robust", "auc", scope, "2") == pytest.approx(seeds[1], abs=1e-12)
+
+
+def test_inconsistency_and_rmse_by_pandas(tables):
+    table, _ = tables
+    frame = predictions("robust")
+    complete = frame.groupby("specimen")["scanner"].transform("nunique") == 4
+    assert not complete.all()  # one scan is excluded in the fake cohort
+    inconsistency, rmse = [], []
+    for _, seed in frame.groupby("seed"):
+        whole = [rows[complete.loc[rows.index]] for _, rows in seed.groupby("fold")]
+        values = [metrics.inconsistency(rows["p"], rows["specimen"]) for rows in whole]
+        inconsistency.append(np.average(values, weights=[rows["specimen"].nunique() for rows in whole]))
+        wide = [
+            rows.pivot(index="specimen", columns="scanner", values="p")[["A", "D"]].dropna()
+            for _, rows in seed.groupby("fold")
+        ]
+        rmse.append(np.average([metrics.rmse(w["A"], w["D"]) for w in wide], weights=[len(w) for w in wide]))
+    assert value(table, "robust", "inconsistency") == pytest.approx(np.mean(inconsistency), abs=1e-12)
+    assert value(table, "robust", "rmse", "pair:A-D") == pytest.approx(np.mean(rmse), abs=1e-12)
+
+
+def test_survival_uses_the_c_index():
+    frames = {arm: predictions(arm, "survival") for arm in ("paired", "robust")}
+    table, comparisons = evaluation.evaluate(frames, "paired", "survival", SETTINGS)
+    seeds = []
+    for _, rows in frames["robust"].groupby("seed"):
+        wins = pairs = 0.0
+        for _, fold in rows.groupby("fold"):
+            events = fold["event"].to_numpy(bool)
+            comparable, won = metrics.concordance(
+                fold["time"].to_numpy(), events, fold["p"].to_numpy(), np.flatnonzero(events)
+            )
+            wins, pairs = wins + won.sum(), pairs + comparable.sum()
+        seeds.append(wins / pairs)
+    assert value(table, "robust", "c_index") == pytest.approx(np.mean(seeds), abs=1e-12)
+    assert not set(table["metric"]) & {"auc", "brier"}
+    assert {"c_index", "inconsistency"} <= set(comparisons["metric"])
+
+
+def test_intervals_hold_the_estimate_and_differences_are_of_the_same_resamples(tables):
+    table, comparisons = tables
+    rows = table[(table["seed"] == "mean") & table["low"].notna()]
+    assert (rows["low"] <= rows["value"] + 1e-12).all()
+    assert (rows["value"] <= rows["high"] + 1e-12).all()
+    row = (
+        comparisons[(comparisons["arm"] == "robust") & (comparisons["scope"] == "pooled")]
+        .set_index("metric")
+        .loc["auc"]
+    )
+    assert row["difference"] == pytest.approx(value(table, "robust", "auc") - value(table, "paired", "auc"))
+    width = rows[(rows["metric"] == "auc") & (rows["scope"] == "pooled")].set_index("arm")
+    width = (width["high"] - width["low"])[["robust", "paired"]]
+    assert row["high"] - row["low"] < np.hypot(*width)  # the pairing of the resamples pays
+
+
+def test_an_arm_against_itself_differs_by_nothing():
+    frame = predictions("paired")
+    _, comparisons = evaluation.evaluate({"paired": frame, "twin": frame.copy()}, "paired", "binary", SETTINGS)
+    assert (comparisons[["difference", "low", "high"]].abs().max() < 1e-12).all()
+
+
+def test_order_of_rows_and_names_of_scanners_do_not_matter():
+    frame = predictions("robust")
+    shuffled = frame.sample(frac=1, random_state=1)
+    first, _ = evaluation.evaluate({"paired": frame}, "paired", "binary", SETTINGS)
+    second, _ = evaluation.evaluate({"paired": shuffled}, "paired", "binary", SETTINGS)
+    pd.testing.assert_frame_equal(first, second)
+    renamed = frame.assign(scanner=frame["scanner"].map({"A": "D", "B": "C", "C": "B", "D": "A"}))
+    third, _ = evaluation.evaluate({"paired": renamed}, "paired", "binary", SETTINGS)
+    for metric in ("auc", "inconsistency", "rmse", "icc", "kappa"):
+        assert value(third, "paired", metric) == pytest.approx(value(first, "paired", metric), abs=1e-9)
+
+
+def test_collapsed_arms_are_named(tables):
+    table, _ = tables
+    assert evaluation.is_collapsed(table, "paired") == ""
+    assert evaluation.is_collapsed(table, "robust") == ""
+    assert evaluation.is_collapsed(table, "robust_reference") == "80 % of its models did not train"
+    still = predictions("paired").assign(p=lambda t: 0.5 + (t["p"] - 0.5) / 10)
+    shrunk, _ = evaluation.evaluate({"paired": predictions("paired"), "x": still}, "paired", "binary", SETTINGS)
+    assert evaluation.is_collapsed(shrunk, "x") == "its scores spread 0.10 times as far as the control's"
+    assert value(shrunk, "x", "rmse") == pytest.approx(value(shrunk, "paired", "rmse") / 10)
+    assert value(shrunk, "x", "inconsistency") == pytest.approx(value(shrunk, "paired", "inconsistency"))
+
+
+def test_one_class_and_one_scanner_give_rows_with_reasons():
+    frame = predictions("paired")
+    frame = frame[frame["scanner"] == "A"].assign(label=1.0)
+    table, comparisons = evaluation.evaluate({"paired": frame, "b": frame}, "paired", "binary", SETTINGS)
+    means = table[(table["seed"] == "mean") & (table["scope"] == "pooled")].drop_duplicates(["arm", "metric"])
+    reasons = means[means["arm"] == "b"].set_index("metric")["reason"]
+    assert reasons["auc"] == "only one class"
+    assert reasons["inconsistency"] == "no specimen has two scans"
+    assert reasons["rmse"] == "only one scanner"
+    assert reasons["icc"] == "fewer than two scanners"
+    assert means["value"].notna().sum() < len(means)
+    assert comparisons.set_index("metric").loc["auc", "reason"].iloc[0] == "only one class"
+
+
+def test_a_model_with_non_finite_scores_is_left_out_and_said():
+    frame = predictions("paired")
+    broken = frame.copy()
+    broken.loc[(broken["seed"] == 1) & (broken["fold"] == 0), ["p", "logit"]] = np.nan
+    broken.loc[(broken["seed"] == 1) & (broken["fold"] == 0), "status"] = "non_finite"
+    table, comparisons = evaluation.evaluate({"paired": frame, "broken": broken}, "paired", "binary", SETTINGS)
+    row = table[(table["arm"] == "broken") & (table["metric"] == "auc") & (table["scope"] == "pooled")].iloc[0]
+    assert row["reason"] == "1 of 15 models have no value: non-finite scores"
+    assert value(table, "broken", "trained_share") == pytest.approx(14 / 15)
+    row = comparisons[comparisons["scope"] == "pooled"].set_index("metric").loc["auc"]
+    assert row["difference"] == pytest.approx(0)  # both over the 14 models that have a value in both arms
+    assert row["reason"] == "over the 14 of 15 models where both have a value"
+
+
+def test_specimens_without_all_scanners_are_used_only_when_no_other_is_there():
+    frame = predictions("paired")
+    number = frame["patient"].str[1:].astype(int)
+    kept = frame[~((number % 2 == 0) & (frame["scanner"] == "A")) & ~((number % 2 == 1) & (frame["scanner"] == "C"))]
+    table, _ = evaluation.evaluate({"paired": kept}, "paired", "binary", SETTINGS)
+    row = table[(table["metric"] == "inconsistency") & (table["scope"] == "pooled")].iloc[0]
+    assert np.isfinite(row["value"])
+    assert row["reason"] == "no specimen has all scanners: specimens with two or more scans"
+
+
+def test_unseen_scanners_come_from_the_splits():
+    splits = fake_results.make_splits(fake_results.make_sheet(24), "binary")
+    assert evaluation.unseen_scanners(splits) == ("D",)
+
+
+def test_scopes():
+    names = [scope.name for scope in estimates.scopes(["B", "A"], ())]
+    assert names == ["pooled", "scanner:A", "scanner:B", "pair:A-B"]
