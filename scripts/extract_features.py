@@ -12,6 +12,8 @@ import argparse
 import logging
 from pathlib import Path
 
+from pandas import DataFrame
+
 from isoslide import cli, device, registry, status
 from isoslide.slide import SlideError
 
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.info("%d scans: %s", len(rows), status.summary(status.read(args.output)))
 
 
-def encode(args: argparse.Namespace, entry: registry.Encoder, checks, tiles) -> list[dict]:
+def encode(args: argparse.Namespace, entry: registry.Encoder, checks: DataFrame, table: DataFrame) -> list[dict]:
     import torch
 
     from isoslide import encoders, features, grid, keys, slide
@@ -61,10 +63,10 @@ def encode(args: argparse.Namespace, entry: registry.Encoder, checks, tiles) -> 
         encoder = encoders.TileEncoder(entry, args.weights, args.device)
     except encoders.EncoderError as error:
         cli.fail(str(error))
-    code = keys.code_hash(encoders, features, slide)
+    code = [encoders.code(entry), slide.code(), keys.code_hash(features.extract)]
     clock = features.Clock()
     rows = []
-    for row in tiles.to_dict("records"):
+    for row in table.to_dict("records"):
         if row["status"] != status.OK:
             rows.append(status.carried(row))
             continue
@@ -72,9 +74,9 @@ def encode(args: argparse.Namespace, entry: registry.Encoder, checks, tiles) -> 
         key = keys.content_key(tiles=row["key"], encoder=entry.defining(), weights=encoder.weights_hash, code=code)
         try:
             if features.stored_key(path) != key:
-                view = grid.read_tiles_file(row["path"])
-                values = features.extract(encoder, checks.loc[row["scan"]], view, args.threads, args.batch_size, clock)
-                features.write(path, values, view, encoder, key)
+                tiles = grid.read_tiles_file(row["path"])
+                values = features.extract(encoder, checks.loc[row["scan"]], tiles, args.threads, args.batch_size, clock)
+                features.write(path, values, row["path"], encoder, key)
         except SlideError as error:
             rows.append(status.failed(row, error.status, error.reason))
             continue

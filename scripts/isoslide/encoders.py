@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from isoslide import keys
 from isoslide.registry import Encoder
 
 
@@ -58,6 +59,12 @@ class TileEncoder:
         if features.shape[1] != self.entry.dim:
             raise EncoderError(f"{self.entry.id}: {features.shape[1]} features, the registry says {self.entry.dim}")
         return features.float().cpu()
+
+
+def code(entry: Encoder) -> str:
+    """Return the hash of the code that this entry's features come from; other loaders and poolings do not count."""
+    used = (LOADERS[entry.loader], KEY_MAPS[entry.key_map], POOLINGS[entry.pooling])
+    return keys.code_hash(TileEncoder, fold_batch_norms, *used)
 
 
 def weights_path(entry: Encoder, folder: str | Path) -> Path:
@@ -109,6 +116,11 @@ def build_timm(entry: Encoder, path: Path) -> nn.Module:
     return network
 
 
+def same_names(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Return the weights as they are."""
+    return state
+
+
 def by_position(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Rename weights whose order is the network's but whose names are not; a classifier at the end is dropped."""
     names = list(network.state_dict())
@@ -151,7 +163,7 @@ def pool_cls_patch_mean(network: nn.Module, pixels: Tensor) -> Tensor:
 
 LOADERS: dict[str, Callable[[Encoder, Path], nn.Module]] = {"timm": build_timm}
 KEY_MAPS: dict[str, Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]] = {
-    "": lambda state, network: state,
+    "": same_names,
     "by_position": by_position,
 }
 POOLINGS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {

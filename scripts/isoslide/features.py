@@ -50,10 +50,12 @@ def extract(
     Raises:
         SlideError: `partly_unreadable`, or `non_finite` when a feature is not a finite float16.
     """
-    affines = tiles.affines()[~tiles.out_of_bounds]
+    inside, tile_px = ~tiles.out_of_bounds, tiles.attrs["tile_px"]
+    side = tile_px * tiles.attrs["mpp"]
+    affines = grid.tile_affines(tiles.corners_um[inside], side, tile_px, tiles.affine)
     parts = []
     with open_checked(check) as slide, ThreadPoolExecutor(threads) as pool:
-        images = _read_ahead(slide, affines, tiles.tile_px, pool, ahead=2 * batch + threads)
+        images = _read_ahead(slide, affines, tile_px, pool, ahead=2 * batch + threads)
         while True:
             start = time.perf_counter()
             chunk = list(itertools.islice(images, batch))
@@ -67,7 +69,7 @@ def extract(
     features = np.concatenate(parts)
     bad = ~np.isfinite(features).all(axis=1)
     if bad.any():
-        ids = tiles.tile_ids[~tiles.out_of_bounds][bad]
+        ids = tiles.tile_ids[inside][bad]
         raise SlideError(
             "non_finite",
             f"{bad.sum()} of {len(bad)} tiles have features that are no finite float16, "
@@ -76,26 +78,29 @@ def extract(
     return features
 
 
-def write(path: Path, features: np.ndarray, tiles: grid.Tiles, encoder: TileEncoder, key: str) -> None:
-    """Write a features file in the layout TRIDENT users know: `features` and `coords`, plus `tile_ids`."""
+def write(path: Path, features: np.ndarray, tiles_path: Path, encoder: TileEncoder, key: str) -> None:
+    """Write a features file in the layout TRIDENT users know: `features` and `coords`, plus `tile_ids`.
+
+    Rows are the tiles of `tiles_path` that lie inside the scan, in its order.
+    """
+    tiles = grid.read_tiles_file(tiles_path)
     inside = ~tiles.out_of_bounds
-    with atomic.output(path) as temporary, h5py.File(temporary, "w", track_order=True) as file:
-        data = file.create_dataset("features", data=features)
-        data.attrs["encoder"] = encoder.entry.id
-        coords = file.create_dataset("coords", data=tiles.coords[inside])
-        coords.attrs.update(tiles.coords_attrs())
+    with h5py.File(tiles_path, "r") as source:
+        coords_attrs = dict(source["coords"].attrs)
+    with atomic.output(path) as temporary, h5py.File(temporary, "w") as file:
+        file.create_dataset("features", data=features).attrs["encoder"] = encoder.entry.id
+        file.create_dataset("coords", data=tiles.coords[inside]).attrs.update(coords_attrs)
         file.create_dataset("tile_ids", data=tiles.tile_ids[inside])
+        file.attrs.update(
+            {name: tiles.attrs[name] for name in ("tile_px", "mpp", "mpp_x", "mpp_y", "reference", "paired")}
+        )
         file.attrs.update(
             key=key,
             version=__version__,
             encoder=encoder.entry.id,
             weights_sha256=encoder.weights_hash,
             precision=str(encoder.dtype).removeprefix("torch."),
-            tile_px=tiles.tile_px,
-            mpp=tiles.mpp,
-            reference=tiles.reference,
-            paired=tiles.paired,
-            coords_unit="level-0 px, top left corner",
+            torch=torch.__version__,
             n_out_of_bounds=int(tiles.out_of_bounds.sum()),
         )
 

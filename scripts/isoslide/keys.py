@@ -4,6 +4,8 @@ import ast
 import hashlib
 import inspect
 import json
+import textwrap
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -14,9 +16,13 @@ def content_key(**parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def code_hash(*modules: ModuleType) -> str:
-    """Return 16 hex digits for what the modules compute: comments, docstrings and formatting do not count."""
-    return content_key(code=[_normalised(inspect.getsource(module)) for module in modules])
+def code_hash(*parts: ModuleType | type | Callable[..., Any]) -> str:
+    """Return 16 hex digits for what modules, classes or functions compute.
+
+    Comments, docstrings and formatting do not count. Name functions rather than modules where a change of a neighbour
+    would throw away dear results.
+    """
+    return content_key(code=[_normalised(textwrap.dedent(inspect.getsource(part))) for part in parts])
 
 
 def _normalised(source: str) -> str:

@@ -11,6 +11,8 @@ import openslide
 from openslide import OpenSlideError, OpenSlideUnsupportedFormatError
 from PIL import UnidentifiedImageError
 
+from isoslide import keys
+
 Affine = np.ndarray  # (2, 3)
 
 MAX_CROP_PX = 8192  # per side, of what is decoded at once; also keeps cv2.warpAffine below its 32,767 px limit
@@ -131,6 +133,11 @@ class Slide:
             place = f"level {level}, level-0 px ({location[0]}, {location[1]}), {w} x {h} px"
             raise SlideError("partly_unreadable", f"{error} at {place}") from error
         return _on_background(region, self.background), location / downsample
+
+
+def code() -> str:
+    """Return the hash of the code that decides what pixels `Slide.read` gives."""
+    return keys.code_hash(Slide.read, Slide._read_level, Slide._crop, _on_background)
 
 
 def file_mpp(properties: Mapping[str, str]) -> tuple[float, float] | None:

@@ -1,0 +1,68 @@
+import shutil
+
+import pytest
+import synth
+
+from isoslide import checks
+from isoslide.slide import SlideError
+
+
+def row(path, mpp=""):
+    return {"scan": "s", "path": str(path), "scanner": "A", "specimen": "G", "mpp": mpp}
+
+
+def test_a_good_scan(tmp_path):
+    path = synth.slide(tmp_path / "a.tif", mpp=0.5)
+    facts = checks.check(row(path))
+    assert (facts["status"], facts["mpp_x"], facts["mpp_source"]) == ("ok", 0.5, "file")
+    assert (facts["width"], facts["height"], facts["vendor"]) == (2400, 2000, "generic-tiff")
+    shutil.copy(path, tmp_path / "copy.tif")  # a new time stamp, the same slide
+    assert checks.check(row(tmp_path / "copy.tif"))["key"] == facts["key"]
+    synth.slide(path, mpp=0.5, seed=1)
+    assert checks.check(row(path))["key"] != facts["key"]
+
+
+def test_mpp_of_the_sheet(tmp_path):
+    path = synth.slide(tmp_path / "a.tif", mpp=0.5)
+    assert checks.check(row(path, "0.51"))["mpp_x"] == 0.5  # within 5 %: the file's, which is measured
+    with pytest.raises(SlideError, match=r"the sheet says 0.25 µm/px, the file 0.5 x 0.5") as error:
+        checks.check(row(path, "0.25"))
+    assert error.value.status == "mpp_conflict"
+    bare = synth.slide(tmp_path / "b.tif", with_mpp=False)
+    facts = checks.check(row(bare, "0.25"))
+    assert (facts["mpp_x"], facts["mpp_source"]) == (0.25, "sheet")
+
+
+def test_implausible_mpp(tmp_path):
+    with pytest.raises(SlideError, match="outside 0.05-5") as error:
+        checks.check(row(synth.slide(tmp_path / "a.tif", mpp=40, size_px=(300, 300))))
+    assert error.value.status == "implausible_mpp"
+
+
+class Pyramid:
+    """A slide of stated level sizes."""
+
+    def __init__(self, *levels):
+        self.size = levels[0][0]
+        self.levels = levels
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [(((1000, 1000), 1.0), ((2000, 2000), 0.5)), (((1000, 1000), 1.0), ((500, 250), 2.0))],
+    ids=["grows", "changes shape"],
+)
+def test_inconsistent_pyramids(levels):
+    with pytest.raises(SlideError, match="inconsistent_pyramid"):
+        checks._check_pyramid(Pyramid(*levels))
+
+
+def test_real_slides(shared):
+    folder = shared / "data/slides"
+    for path in ("CMU-1-Small-Region.svs", "CMU-1-Small-Region.dicom"):
+        facts = checks.check(row(folder / path))
+        assert (facts["width"], facts["height"], facts["mpp_x"]) == (2220, 2967, 0.499)
+    tcga = folder / "tcga-cr-7395-01a-01-ts1.svs"
+    with pytest.raises(SlideError, match="give it in the sheet's column 'mpp'"):
+        checks.check(row(tcga))
+    assert checks.check(row(tcga, "0.5"))["icc"] == "yes"
