@@ -100,7 +100,7 @@ def write(path: Path, features: np.ndarray, tiles_path: Path, encoder: TileEncod
             encoder=encoder.entry.id,
             weights_sha256=encoder.weights_hash,
             precision=str(encoder.dtype).removeprefix("torch."),
-            torch=torch.__version__,
+            torch=str(torch.__version__),
             n_out_of_bounds=int(tiles.out_of_bounds.sum()),
         )
 

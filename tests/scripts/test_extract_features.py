@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import synth
+import torch
+
+import extract_features
+from isoslide import encoders, features, grid, status
+from isoslide.slide import Slide
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory):
+    """A slide with six tiles, one of them outside; the tables of its batch; a second scan that has no tissue."""
+    folder = tmp_path_factory.mktemp("batch")
+    path = synth.slide(folder / "a.tif")
+    turn = np.array([[0.0, -1, 900], [1, 0, 100]])  # a quarter turn, as a registration gives it
+    ids = np.array([0, 1, 2, grid.ROW, grid.ROW + 1, grid.ROW + 2])
+    corners = np.column_stack([ids % grid.ROW, ids // grid.ROW]) * 112.0 + 200
+    corners[5] = [5000, 5000]
+    tiles = grid.Tiles(
+        coords=grid.level0_corners(corners, 112, turn, (0.5, 0.5)),
+        tile_ids=ids,
+        out_of_bounds=grid.outside(corners, 112, turn, (1200, 1000)),
+        corners_um=corners,
+        affine=turn,
+        attrs={"tile_px": 224, "mpp": 0.5, "mpp_x": 0.5, "mpp_y": 0.5, "reference": "r", "paired": True, "key": "k"},
+    )
+    grid.write(folder / "tiles/a.h5", tiles, (2400, 2000))
+    known = {"specimen": "G", "scanner": "A"}
+    check = {"scan": "a", "status": "ok", "path": str(path), "key": "c", "mpp_x": 0.5, "mpp_y": 0.5}
+    check |= known | {"width": 2400, "height": 2000}
+    row = {"scan": "a", "status": "ok", "n_tiles": 5, "path": str(folder / "tiles/a.h5"), "key": "k"} | known
+    lost = {"scan": "b", "status": "no_tissue", "reason": "blank"} | known
+    status.write(folder / "checks.tsv", [check])
+    status.write(folder / "tiles.tsv", [row, lost])
+    return folder
+
+
+def run(batch, folder, *more):
+    output = folder / "features.tsv"
+    arguments = [
+        f"--checks={batch}/checks.tsv",
+        f"--tiles={batch}/tiles.tsv",
+        f"--registry={ROOT}/resources/encoders.yaml",
+    ]
+    arguments += ["--encoder=efficientnet_lite0", "--weights=unused", f"--results={folder}", f"--output={output}"]
+    extract_features.main([*arguments, *more])
+    return status.read(output).set_index("scan")
+
+
+def test_features_are_those_of_the_tiles_one_by_one(batch, tmp_path):
+    table = run(batch, tmp_path)
+    assert table.loc["a", "n_tiles"] == "5"
+    assert table.loc["b", ["status", "reason", "scanner"]].tolist() == ["no_tissue", "blank", "A"]
+    with h5py.File(table.loc["a", "path"]) as file:
+        values, ids, attrs = file["features"][()], file["tile_ids"][()], dict(file.attrs)
+        assert file["coords"].attrs["patch_size_level0"] == 224
+    assert values.dtype == np.float16
+    assert ids.tolist() == [0, 1, 2, grid.ROW, grid.ROW + 1]
+    assert attrs["reference"] == "r"
+    assert attrs["n_out_of_bounds"] == 1
+    encoder = encoders.TileEncoder(encoders_entry(), "unused")
+    with Slide(batch / "a.tif") as slide:
+        # Tile 1 begins at (312, 200) µm of the reference, which the turn carries to (900 - 200, 100 + 312).
+        image = slide.read(np.array([[0, -0.5, 700], [0.5, 0, 412]]), (224, 224))
+    expected = encoder(torch.from_numpy(image)[None])[0].numpy()
+    np.testing.assert_allclose(values[1], expected, atol=2e-3, rtol=2e-3)
+
+
+def test_batch_size_and_threads_do_not_matter(batch, tmp_path):
+    one = run(batch, tmp_path / "1", "--batch-size=1")
+    many = run(batch, tmp_path / "2", "--batch-size=5", "--threads=2")
+    with h5py.File(one.loc["a", "path"]) as a, h5py.File(many.loc["a", "path"]) as b:
+        np.testing.assert_allclose(a["features"][()], b["features"][()], atol=2e-3, rtol=2e-3)
+
+
+def test_what_stands_is_kept_and_what_is_damaged_is_made_again(batch, tmp_path):
+    path = Path(run(batch, tmp_path).loc["a", "path"])
+    good, time = path.read_bytes(), path.stat().st_mtime_ns
+    run(batch, tmp_path)
+    assert path.stat().st_mtime_ns == time
+    path.write_bytes(good[: len(good) // 2])
+    run(batch, tmp_path)
+    assert path.read_bytes() == good
+
+
+def test_non_finite_features_are_a_status(batch, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoders.TileEncoder, "__call__", lambda self, tiles: torch.full((len(tiles), 1280), torch.nan))
+    table = run(batch, tmp_path)
+    assert table.loc["a", "status"] == "non_finite"
+    assert "5 of 5 tiles" in table.loc["a", "reason"]
+    assert not (tmp_path / "a.h5").exists()
+
+
+def test_a_gpu_that_is_not_there_is_said_at_once(batch, tmp_path, monkeypatch):
+    monkeypatch.setattr("isoslide.device.count_gpus", lambda environment: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(SystemExit, match="no GPU on this machine"):
+        run(batch, tmp_path, "--device=cuda")
+
+
+def test_clock_reads_well():
+    assert str(features.Clock(waiting=1.0, model=3.0, tiles=200)) == (
+        "200 tiles, 50.0 tiles/s, 1.0 s waiting for tiles, 3.0 s in the model"
+    )
+
+
+def encoders_entry():
+    from isoslide import registry
+
+    return registry.load(ROOT / "resources/encoders.yaml")["efficientnet_lite0"]
