@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isoslide.bags import Bags
+
 SLOPE = 0.01  # of LeakyReLU
 EPS = 1e-5
 MOMENTUM = 0.1  # of the running statistics
@@ -176,6 +178,30 @@ def predict(state: State, shape: Shape, x: Tensor, sizes: Sequence[int]) -> Tens
         bags.append(torch.bmm(h[:, :, start : start + size], attention.unsqueeze(-1)))
         start += size
     return head(state, torch.cat(bags, 2))
+
+
+@torch.no_grad()
+def predict_scans(state: State, shape: Shape, features: Tensor, bags: Bags, scans: Sequence[int]) -> Tensor:
+    """Return the logits (M, scans, C) of whole scans, all models on the same scans.
+
+    Args:
+        state: stacked parameters and running statistics.
+        shape: sizes of the models.
+        features: the features of `bags` as a tensor.
+        bags: which rows belong to a scan.
+        scans: indices into the bags.
+    """
+    out = [torch.zeros(len(state["head.bias"]), 0, shape.outputs, dtype=state["head.bias"].dtype)]
+    start = 0
+    while start < len(scans):
+        stop, rows = start, 0
+        while stop < len(scans) and (stop == start or rows + bags.size(scans[stop]) <= PREDICTION_ROWS):
+            rows += bags.size(scans[stop])
+            stop += 1
+        index = torch.from_numpy(np.concatenate([bags.rows(scan) for scan in scans[start:stop]]))
+        out.append(predict(state, shape, features[index], [bags.size(scan) for scan in scans[start:stop]]))
+        start = stop
+    return torch.cat(out, 1)
 
 
 def embed(state: State, shape: Shape, x: Tensor) -> tuple[Tensor, Tensor]:

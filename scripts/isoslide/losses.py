@@ -136,7 +136,8 @@ def info_nce(h1: Tensor, h2: Tensor, draws: Draws, temperature: float = 0.1) -> 
         anchor, other = (_at_positions(z[side], draws.positions[:, d]) for side in (d, 1 - d))
         positive = (anchor * other).sum(-1)
         negative = _similarities(anchor, draws.negatives[:, d])
-        negative = negative.masked_fill(~draws.used[:, d], float("-inf"))
+        if not bool(draws.used[:, d].all()):
+            negative = negative.masked_fill(~draws.used[:, d], float("-inf"))
         logits = torch.cat((positive.unsqueeze(-1), negative), -1) / temperature
         losses.append(_masked_mean(torch.logsumexp(logits, -1) - logits[..., 0], draws.anchors[:, d]))
     return (losses[0] + losses[1]) / 2

@@ -1,0 +1,175 @@
+"""Batches: which specimens, scans and tiles a training step sees.
+
+A model's batches come from its own generator and from the training scans of its fold only, so arms that share a
+sampler see the same batches in the same order, and a model sees the same however many others train beside it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from isoslide.bags import Bags
+
+SAMPLERS = ("paired", "mixed", "single")
+
+
+class SamplingError(ValueError):
+    """The training scans cannot give what the arm needs; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A specimen that trains: its scans as indices into the bags."""
+
+    label: int
+    patient: int
+    scans: tuple[int, ...]
+    scanners: tuple[int, ...]  # codes, one per scan
+    pairs: tuple[tuple[int, int], ...]  # positions in `scans` on different scanners with tiles in common
+
+
+@dataclass(frozen=True)
+class Batch:
+    """G bags of T tiles for M models; in paired arms bags b and b + G / 2 are two scans of one specimen."""
+
+    rows: np.ndarray  # (M, G, T) rows of the features; 0 where there is no tile
+    valid: np.ndarray  # (M, G, T) bool
+    labels: np.ndarray  # (M, G)
+    patients: np.ndarray  # (M, G)
+    scanners: np.ndarray  # (M, G)
+    pairs: np.ndarray  # (M, G) bool: the specimen has two different scans in this batch
+
+
+def specimens(rows: pd.DataFrame, bags: Bags, scanner: str | None = None) -> list[Specimen]:
+    """Return the specimens that train, sorted by name.
+
+    Args:
+        rows: the rows of a fold with role `train`; scans without features are left out.
+        bags: the features.
+        scanner: only scans of this scanner.
+    """
+    rows = rows[rows["scan"].isin(bags.index)]
+    if scanner is not None:
+        rows = rows[rows["scanner"] == scanner]
+    patients = {name: i for i, name in enumerate(sorted(set(rows["patient"])))}
+    scanners = {name: i for i, name in enumerate(sorted(set(rows["scanner"])))}
+    found = []
+    for _, own in rows.sort_values("scan").groupby("specimen", sort=True):
+        scans = [bags.index[scan] for scan in own["scan"]]
+        codes = [scanners[name] for name in own["scanner"]]
+        pairs = tuple(
+            (i, j)
+            for i in range(len(scans))
+            for j in range(i + 1, len(scans))
+            if codes[i] != codes[j] and len(bags.common(scans[i], scans[j])[0])
+        )
+        first = own.iloc[0]
+        found.append(Specimen(int(first["label"]), patients[first["patient"]], tuple(scans), tuple(codes), pairs))
+    return found
+
+
+def batch_size(folds: Sequence[Sequence[Specimen]], sampler: str, n_specimens: int) -> int:
+    """Return how many specimens a step draws: the same in every fold, so that models can be stacked.
+
+    An unpaired arm draws twice as many specimens, one scan of each, so that every arm's step sees as many bags. Small
+    cohorts give fewer.
+    """
+    wanted = n_specimens if sampler == "paired" else 2 * n_specimens
+    return min(wanted, *(len(fold) for fold in folds))
+
+
+def check(folds: Sequence[Sequence[Specimen]], sampler: str, arm: str, scanner: str | None = None) -> None:
+    """Refuse an arm that the training scans cannot serve.
+
+    Raises:
+        SamplingError: with fold, counts and remedy.
+    """
+    for i, fold in enumerate(folds):
+        if len({specimen.label for specimen in fold}) < 2:
+            of = f" of scanner {scanner!r}" if scanner is not None else ""
+            raise SamplingError(
+                f"arm {arm!r}, fold {i}: {len(fold)} training specimens{of} with features, not of two classes: name a "
+                "scanner that has both classes, or see the status table of the features for scans that were lost"
+            )
+        if sampler != "paired" or any(specimen.pairs for specimen in fold):
+            continue
+        n_scanners = len({code for specimen in fold for code in specimen.scanners})
+        why = (
+            "all training scans come from one scanner"
+            if n_scanners == 1
+            else f"no training specimen has registered scans on two of the {n_scanners} scanners"
+        )
+        raise SamplingError(f"arm {arm!r}, fold {i}: {why}, so there are no pairs: use an arm with sampler 'mixed'")
+
+
+def paired(
+    fold: Sequence[Specimen], bags: Bags, rng: np.random.Generator, n_specimens: int, n_tiles: int
+) -> Iterator[Batch]:
+    """Yield batches of `n_specimens`: two scans on different scanners in random order, the same tiles in both.
+
+    A specimen without a pair fills both places with one scan; it trains the task and is masked out of the pair losses.
+    """
+    for chosen in _epochs(len(fold), n_specimens, rng):
+        batch = _empty(2 * n_specimens, n_tiles)
+        for slot, number in enumerate(chosen):
+            specimen = fold[number]
+            if specimen.pairs:
+                one, other = specimen.pairs[rng.integers(len(specimen.pairs))]
+                if rng.random() < 0.5:
+                    one, other = other, one
+                rows = bags.common(specimen.scans[one], specimen.scans[other])
+            else:
+                one = other = int(rng.integers(len(specimen.scans)))
+                rows = (bags.rows(specimen.scans[one]),) * 2
+            tiles = rng.permutation(len(rows[0]))[:n_tiles]
+            for half, scan in ((0, one), (1, other)):
+                _fill(batch, slot + half * n_specimens, specimen, scan, rows[half][tiles], bool(specimen.pairs))
+        yield batch
+
+
+def unpaired(
+    fold: Sequence[Specimen], bags: Bags, rng: np.random.Generator, n_specimens: int, n_tiles: int
+) -> Iterator[Batch]:
+    """Yield batches of `n_specimens`: one scan of each at random, random tiles of it."""
+    for chosen in _epochs(len(fold), n_specimens, rng):
+        batch = _empty(n_specimens, n_tiles)
+        for slot, number in enumerate(chosen):
+            specimen = fold[number]
+            scan = int(rng.integers(len(specimen.scans)))
+            rows = bags.rows(specimen.scans[scan])
+            _fill(batch, slot, specimen, scan, rows[rng.permutation(len(rows))[:n_tiles]], False)
+        yield batch
+
+
+def stack(batches: Sequence[Batch]) -> Batch:
+    """Join the batches of several models along the model axis."""
+    return Batch(**{name: np.concatenate([getattr(b, name) for b in batches]) for name in Batch.__dataclass_fields__})
+
+
+def _epochs(n: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield `size` of `n` numbers, each once per shuffled epoch; the last incomplete batch is dropped."""
+    while True:
+        order = rng.permutation(n)
+        yield from order[: n - n % size].reshape(-1, size)
+
+
+def _empty(n_bags: int, n_tiles: int) -> Batch:
+    return Batch(
+        rows=np.zeros((1, n_bags, n_tiles), dtype=np.int64),
+        valid=np.zeros((1, n_bags, n_tiles), dtype=bool),
+        labels=np.zeros((1, n_bags), dtype=np.int64),
+        patients=np.zeros((1, n_bags), dtype=np.int64),
+        scanners=np.zeros((1, n_bags), dtype=np.int64),
+        pairs=np.zeros((1, n_bags), dtype=bool),
+    )
+
+
+def _fill(batch: Batch, slot: int, specimen: Specimen, scan: int, rows: np.ndarray, pair: bool) -> None:
+    batch.rows[0, slot, : len(rows)] = rows
+    batch.valid[0, slot, : len(rows)] = True
+    batch.labels[0, slot] = specimen.label
+    batch.patients[0, slot] = specimen.patient
+    batch.scanners[0, slot] = specimen.scanners[scan]
+    batch.pairs[0, slot] = pair

@@ -1,0 +1,81 @@
+"""Score the test scans of every fold with that fold's models, on all tiles.
+
+    python scripts/predict_scans.py --models results/models/response/efficientnet_lite0/robust/models.tsv \
+        --splits results/splits/response.tsv --features results/status/features/efficientnet_lite0.tsv \
+        --output results/predictions/response/efficientnet_lite0/robust.tsv
+
+One row per model and test scan: `logit` is that of class 1 minus that of class 0 (in survival of poor minus good, so
+higher is worse), `p` its logistic function, `status` that of the model. Test scans without features are counted in the
+log.
+"""
+
+import argparse
+import logging
+
+import pandas as pd
+
+from isoslide import atomic, cli
+
+COLUMNS = ("fold", "seed", "scan", "specimen", "patient", "scanner", "label", "time", "event", "n_tiles", "logit", "p")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--models", required=True, help="table of train_models.py")
+    parser.add_argument("--splits", required=True, help="table of make_splits.py")
+    parser.add_argument("--features", required=True, help="status table of the features of an encoder")
+    parser.add_argument("--threads", type=int, default=1, help="threads of the matrix products")
+    parser.add_argument("--output", required=True, help="table to write")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    cli.start_logging(args)
+    import torch
+
+    from isoslide import bags
+
+    torch.set_num_threads(args.threads)
+    rows = pd.read_csv(args.splits, sep="\t", dtype=str, keep_default_na=False)
+    models = pd.read_csv(args.models, sep="\t", dtype=str, keep_default_na=False)
+    tested = rows[rows["role"] == "test"]
+    try:
+        features = bags.load(args.features, tested["scan"])
+    except bags.BagError as error:
+        cli.fail(str(error))
+    lost = tested[~tested["scan"].isin(features.index)].drop_duplicates("scan")
+    for scanner, n in lost["scanner"].value_counts().sort_index().items():
+        logging.warning("scanner %s: %d test scans without features are not scored", scanner, n)
+    table = predict(models[models["path"] != ""], tested[tested["scan"].isin(features.index)], features)
+    atomic.write_table(args.output, table)
+    logging.info("%d scores of %d scans; %d test scans lost", len(table), table["scan"].nunique(), len(lost))
+
+
+def predict(table: pd.DataFrame, tested: pd.DataFrame, features) -> pd.DataFrame:
+    """Return one row per model and test scan of its fold."""
+    import torch
+
+    from isoslide import abmil, models
+
+    matrix = torch.from_numpy(features.features)
+    parts = []
+    for fold, own in table.groupby("fold", sort=False):
+        rows = tested[tested["fold"] == fold]
+        scans = [features.index[scan] for scan in rows["scan"]]
+        loaded = [models.load(path) for path in own["path"]]
+        state, shape = models.stack([state for state, _ in loaded]), loaded[0][1]
+        logits = abmil.predict_scans(state, shape, matrix, features, scans).double()
+        difference = logits[..., 1] - logits[..., 0]
+        for i, model in enumerate(own.itertuples()):
+            part = rows.assign(seed=model.seed, n_tiles=[features.size(scan) for scan in scans])
+            parts.append(
+                part.assign(logit=difference[i].numpy(), p=difference[i].sigmoid().numpy(), status=model.status)
+            )
+    if not parts:
+        return pd.DataFrame(columns=[*COLUMNS, "status"])
+    return pd.concat(parts)[[*COLUMNS, "status"]]
+
+
+if __name__ == "__main__":
+    main()
