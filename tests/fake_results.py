@@ -206,8 +206,8 @@ def write(root: Path, patients: int = 60, arms: tuple[str, ...] = tuple(ARMS)) -
     write_table(root / "config" / "slides.tsv", sheet)
     (root / "config.json").write_text(json.dumps(CONFIG))
     for stage, table in make_status(sheet).items():
-        for batch, rows in table.groupby(table["specimen"].str[-3:-2]):
-            write_table(results / "status" / stage / f"b{batch}.tsv", rows)
+        name = {"tiles": "tiles/224px_0.5um", "features": f"features/{ENCODER}"}.get(stage, stage)
+        write_table(results / "status" / f"{name}.tsv", table)
     rng = np.random.default_rng(0)
     make_pictures(results / "tissue", list(sheet["scan"])[:60], (300, 200), rng)
     make_pictures(results / "registrations", sorted(sheet["specimen"].unique())[:30], (600, 600), rng)

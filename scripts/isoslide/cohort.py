@@ -1,0 +1,93 @@
+"""Who is in the study: counts by scanner and class, label-scanner association, and what was lost on the way."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from isoslide import metrics, status
+
+USABLE_ALONE = "not_registered"
+"""Status of a scan that could not be laid onto its reference: still used, but never as one of a pair."""
+
+
+def by_scanner(sheet: pd.DataFrame) -> pd.DataFrame:
+    """Return scans, specimens and patients by scanner, with a last row for all."""
+    rows = []
+    for name, group in [*sheet.groupby("scanner", sort=True), ("all", sheet)]:
+        excluded = int((group["exclude"] != "").sum())
+        counts = {"patients": group["patient"].nunique(), "specimens": group["specimen"].nunique(), "scans": len(group)}
+        rows.append({"scanner": name} | counts | {"excluded in the sheet": excluded})
+    return pd.DataFrame(rows)
+
+
+def training_counts(splits: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Return `scanner`, `class`, `scans`: the distinct scans that any fold trains or selects on."""
+    used = splits[splits["role"].isin(("train", "tune"))].drop_duplicates("scan")
+    names = used["class"].where(used["class"] != "", "no class" if kind == "survival" else used["label"])
+    return used.assign(**{"class": names}).groupby(["scanner", "class"]).size().rename("scans").reset_index()
+
+
+def association(splits: pd.DataFrame, sheet: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return Cramér's V of class with scanner, and with site, over the scans that are trained or selected on."""
+    used = splits[splits["role"].isin(("train", "tune")) & (splits["class"] != "")].drop_duplicates("scan")
+    used = used.merge(sheet[["scan", "site"]], on="scan", how="left")
+    rows = []
+    for column in ("scanner", "site"):
+        try:
+            rows.append({"with": column, "value": metrics.cramers_v(used["class"], used[column]), "reason": ""})
+        except metrics.Undefined as undefined:
+            rows.append({"with": column, "value": float("nan"), "reason": undefined.reason})
+    return rows
+
+
+def losses(sheet: pd.DataFrame, stages: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return scans lost by stage and scanner (first row: the sheet, last: what is left), and the list of them.
+
+    A scan is counted at the first stage that gave it up. Scans that are only unusable as a pair are listed, not lost.
+    """
+    scanners = sorted(sheet["scanner"].unique())
+    excluded = sheet[sheet["exclude"] != ""]
+    listed = [
+        {
+            "scan": row["scan"],
+            "scanner": row["scanner"],
+            "stage": "sheet",
+            "status": "excluded",
+            "reason": row["exclude"],
+        }
+        for row in excluded.to_dict("records")
+    ]
+    gone = set(excluded["scan"])
+    rows = [("in the sheet", sheet), ("excluded in the sheet", excluded)]
+    for stage, table in stages.items():
+        bad = status.bad(table)
+        bad = bad[~bad["scan"].isin(gone)]
+        lost = bad[bad["status"] != USABLE_ALONE]
+        listed += bad.assign(stage=stage)[["scan", "scanner", "stage", "status", "reason"]].to_dict("records")
+        rows.append((f"lost at {stage}", lost))
+        gone |= set(lost["scan"])
+    rows.append(("left", sheet[~sheet["scan"].isin(gone)]))
+    counts = pd.DataFrame(
+        [
+            {"": label} | {name: int((group["scanner"] == name).sum()) for name in scanners} | {"all": len(group)}
+            for label, group in rows
+        ]
+    )
+    return counts, pd.DataFrame(listed, columns=["scan", "scanner", "stage", "status", "reason"])
+
+
+def registration_errors(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `scan`, `specimen`, `scanner`, `error_um` of every scan that was laid onto another one."""
+    rows = table[(table["scan"] != table["reference"]) & (table["error_um"] != "")]
+    rows = rows.assign(error_um=pd.to_numeric(rows["error_um"], errors="coerce")).dropna(subset=["error_um"])
+    return rows[["scan", "specimen", "scanner", "error_um"]].reset_index(drop=True)
+
+
+def examples(errors: pd.DataFrame, number: int = 6) -> list[tuple[str, float]]:
+    """Return specimens to look at with their largest error: the worst half of `number`, then the ones in the middle."""
+    worst = errors.groupby("specimen")["error_um"].max().sort_values(ascending=False, kind="stable")
+    top = list(worst.index[: number // 2])
+    rest = [name for name in worst.index if name not in top]
+    middle = max(0, len(rest) // 2 - number // 4)
+    return [(name, float(worst[name])) for name in top + rest[middle : middle + number - len(top)]]

@@ -1,0 +1,24 @@
+// Click on a head of a table sorts by that column: numbers by their value, the rest as text.
+for (const table of document.querySelectorAll("table.sortable")) {
+  table.querySelectorAll("th").forEach((head, column) => {
+    head.tabIndex = 0;
+    const sort = () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+      const compare = (a, b) => {
+        const [x, y] = [key(a), key(b)];
+        const numeric = x !== "" && y !== "" && !isNaN(x) && !isNaN(y);
+        return numeric ? x - y : String(x).localeCompare(String(y), undefined, { numeric: true });
+      };
+      const body = table.tBodies[0];
+      const rows = [...body.rows].sort(compare);
+      body.append(...(down ? rows.reverse() : rows));
+      table.querySelectorAll("th").forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    };
+    head.addEventListener("click", sort);
+    head.addEventListener("keydown", (event) => event.key === "Enter" && sort());
+  });
+}
+// What is folded away on the screen belongs on paper.
+window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => (d.open = true)));

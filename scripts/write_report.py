@@ -1,0 +1,96 @@
+"""Write the page that people read, and its figures one by one.
+
+Example:
+    python scripts/write_report.py --config "$(cat config.json)" --sheet config/slides.tsv \
+        --status checks=results/status/checks.tsv tissue=results/status/tissue.tsv \
+        --splits results/splits/response.tsv --metrics results/evaluations/response/lite0/metrics.tsv \
+        --comparisons results/evaluations/response/lite0/comparisons.tsv \
+        --predictions results/predictions/response/lite0/*.tsv --models results/models/response/lite0/*/models.tsv \
+        --curves results/models/response/lite0/*/curves.tsv --tissue results/tissue \
+        --registrations results/registrations --output results/report/index.html --figures results/report/figures
+
+Task, encoder and arm are read from the paths ({task}/{encoder}/metrics.tsv, {task}/{encoder}/{arm}.tsv,
+{task}/{encoder}/{arm}/models.tsv); status tables are named by the stage, in the order of the stages.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import pandas as pd
+
+from isoslide import atomic, cli, evaluation, report, sheet, status
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--config", type=cli.json_arg, required=True, help="the whole configuration, with defaults")
+    parser.add_argument("--sheet", type=Path, required=True, help="the sample sheet")
+    parser.add_argument("--status", nargs="+", default=[], metavar="STAGE=TABLE", help="status table of each stage")
+    parser.add_argument("--splits", type=Path, nargs="+", required=True, help="{task}.tsv")
+    parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="{task}/{encoder}/metrics.tsv")
+    parser.add_argument("--comparisons", type=Path, nargs="+", required=True, help="{task}/{encoder}/comparisons.tsv")
+    parser.add_argument("--predictions", type=Path, nargs="+", default=[], help="{task}/{encoder}/{arm}.tsv")
+    parser.add_argument("--models", type=Path, nargs="+", default=[], help="{task}/{encoder}/{arm}/models.tsv")
+    parser.add_argument("--curves", type=Path, nargs="+", default=[], help="{task}/{encoder}/{arm}/curves.tsv")
+    parser.add_argument("--tissue", type=Path, help="folder of the tissue overlays, {scan}.jpg")
+    parser.add_argument("--registrations", type=Path, help="folder of the checkerboards, {specimen}.jpg")
+    parser.add_argument("--notes", nargs="*", default=[], help="lines of the banner at the top, and of the limits")
+    parser.add_argument("--output", type=Path, required=True, help="the page to write")
+    parser.add_argument("--figures", type=Path, required=True, help="folder to write the figures into (SVG, TSV)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    cli.start_logging(args)
+    run = report.Run(
+        config=args.config,
+        sheet=sheet.read(args.sheet),
+        stages={name: status.read(path) for name, _, path in (text.partition("=") for text in args.status)},
+        splits={path.stem: status.read(path) for path in args.splits},
+        results=read_results(args),
+        tissue=args.tissue,
+        registrations=args.registrations,
+        notes=args.notes,
+    )
+    with cli.timed("page"):
+        page, drawings = report.render(run)
+    for drawing in drawings:
+        atomic.write_text(args.figures / f"{drawing.name}.svg", standalone(drawing.svg))
+        atomic.write_table(args.figures / f"{drawing.name}.tsv", drawing.table)
+    atomic.write_text(args.output, page)
+    logging.info("%d figures, page of %.1f MB", len(drawings), len(page.encode()) / 1e6)
+
+
+def read_results(args: argparse.Namespace) -> list[report.Result]:
+    """Read the tables of every task and encoder, in the order of the metrics tables."""
+    comparisons = {path.parts[-3:-1]: read_table(path) for path in args.comparisons}
+    results = {}
+    for path in args.metrics:
+        key = path.parts[-3:-1]
+        results[key] = report.Result(*key, read_table(path), comparisons[key])
+    for path in args.predictions:
+        results[path.parts[-3:-1]].predictions[path.stem] = evaluation.read_predictions(path)
+    for path in args.models:
+        results[path.parts[-4:-2]].models[path.parts[-2]] = read_table(path, seed=int)
+    for path in args.curves:
+        results[path.parts[-4:-2]].curves[path.parts[-2]] = read_table(path, seed=int)
+    return list(results.values())
+
+
+def read_table(path: Path, seed: type = str) -> pd.DataFrame:
+    """Read a table whose numbers are floats (empty: NaN) and whose names and reasons are text (empty: "")."""
+    text = ("arm", "control", "metric", "scope", "reason", "status")
+    types = dict.fromkeys(text, str) | {"seed": seed}
+    table = pd.read_csv(path, sep="\t", dtype=types, keep_default_na=False, na_values=[""])
+    return table.fillna({name: "" for name in text if name in table})
+
+
+def standalone(svg: str) -> str:
+    """Return an inline SVG as a file of its own."""
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{svg}\n'
+
+
+if __name__ == "__main__":
+    main()
