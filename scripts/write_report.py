@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from isoslide import atomic, cli, evaluation, report, sheet, status
+from isoslide import atomic, cli, evaluation, report, run, sheet, status
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
-    run = report.Run(
+    results = run.Run(
         config=args.config,
         sheet=sheet.read(args.sheet),
         stages={name: status.read(path) for name, _, path in (text.partition("=") for text in args.status)},
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         notes=args.notes,
     )
     with cli.timed("page"):
-        page, drawings = report.render(run)
+        page, drawings = report.render(results)
     for drawing in drawings:
         atomic.write_text(args.figures / f"{drawing.name}.svg", standalone(drawing.svg))
         atomic.write_table(args.figures / f"{drawing.name}.tsv", drawing.table)
@@ -63,13 +63,13 @@ def main(argv: list[str] | None = None) -> None:
     logging.info("%d figures, page of %.1f MB", len(drawings), len(page.encode()) / 1e6)
 
 
-def read_results(args: argparse.Namespace) -> list[report.Result]:
+def read_results(args: argparse.Namespace) -> list[run.Result]:
     """Read the tables of every task and encoder, in the order of the metrics tables."""
     comparisons = {path.parts[-3:-1]: read_table(path) for path in args.comparisons}
     results = {}
     for path in args.metrics:
         key = path.parts[-3:-1]
-        results[key] = report.Result(*key, read_table(path), comparisons[key])
+        results[key] = run.Result(*key, read_table(path), comparisons[key])
     for path in args.predictions:
         results[path.parts[-3:-1]].predictions[path.stem] = evaluation.read_predictions(path)
     for path in args.models:

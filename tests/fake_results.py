@@ -90,7 +90,9 @@ def make_splits(sheet: pd.DataFrame, kind: str) -> pd.DataFrame:
         table = sheet[["scan", "specimen", "patient", "scanner"]].assign(fold=fold, role=role)
         positive = (sheet["response"] == "positive").astype(int)
         table["label"] = positive.astype(str) if kind == "binary" else ""
-        table["class"] = sheet["response"] if kind == "binary" else ""
+        months, event = sheet["months"].astype(float), sheet["event"] == "1"
+        outcome = np.select([event & (months < 24), months > 24], ["poor", "good"], "")
+        table["class"] = sheet["response"] if kind == "binary" else outcome
         table["time"], table["event"] = (sheet["months"], sheet["event"]) if kind == "survival" else ("", "")
         tables.append(table)
     columns = ["fold", "scan", "specimen", "patient", "scanner", "role", "label", "class", "time", "event"]
@@ -132,13 +134,17 @@ def make_curves(arm: str, steps: int = 500) -> pd.DataFrame:
     for fold in range(FOLDS):
         for seed in SEEDS:
             for step in range(50, steps + 1, 50):
-                x = step / steps
+                x, noise = step / steps, rng.normal(0, 0.04)
                 task = (0.69 * np.exp(-3 * x) + 0.02 if weight < 10 else 0.69) + rng.normal(0, 0.02)
                 embedding = 1.79 * np.exp(-2 * x * (weight > 0)) + rng.normal(0, 0.03)
                 score = 2.0 * np.exp(-3 * x * (weight > 0)) * (1 + rng.normal(0, 0.1))
                 row = {"fold": fold, "seed": seed, "step": step, "task": task, "embedding": embedding, "score": score}
-                row |= {"total": task + weight * (embedding + score), "lr": 0.01 * x, "tune_metric": 0.5 + 0.25 * x}
-                rows.append(row | {"tune_inconsistency": 0.6 - 0.2 * x * (weight > 0)})
+                row |= {
+                    "total": task + weight * (embedding + score),
+                    "lr": 0.01 * x,
+                    "tune_metric": 0.5 + 0.25 * x + noise,
+                }
+                rows.append(row | {"tune_inconsistency": 0.6 - 0.2 * x * (weight > 0) + noise})
     return pd.DataFrame(rows)
 
 

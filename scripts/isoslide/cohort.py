@@ -70,7 +70,7 @@ def losses(sheet: pd.DataFrame, stages: Mapping[str, pd.DataFrame]) -> tuple[pd.
     rows.append(("left", sheet[~sheet["scan"].isin(gone)]))
     counts = pd.DataFrame(
         [
-            {"": label} | {name: int((group["scanner"] == name).sum()) for name in scanners} | {"all": len(group)}
+            {"stage": label} | {name: int((group["scanner"] == name).sum()) for name in scanners} | {"all": len(group)}
             for label, group in rows
         ]
     )

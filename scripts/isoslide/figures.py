@@ -44,7 +44,7 @@ def forest(rows: pd.DataFrame, title: str, xlabel: str) -> Figure:
     Flagged rows are grey and hollow, rows without a value say so.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5, 0.9 + 0.36 * max(len(rows), 2)), layout="constrained")
+        figure = Figure(figsize=(4.4, 1.05 + 0.34 * max(len(rows), 2)), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         for y, row in enumerate(rows.to_dict("records")):
@@ -57,17 +57,20 @@ def forest(rows: pd.DataFrame, title: str, xlabel: str) -> Figure:
         labels = [row["label"] + (" (!)" if row["flag"] else "") for row in rows.to_dict("records")]
         _rows_axis(axes, labels)
         axes.margins(x=0.08)
-        axes.set(title=title, xlabel=xlabel)
+        axes.set_xlabel(xlabel)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=STYLE["axes.titlesize"], fontweight="bold")
         return figure
 
 
-def strip(rows: pd.DataFrame, arms: list[str], control: str, title: str, chance: float | None = None) -> Figure:
+def strip(
+    rows: pd.DataFrame, arms: list[str], control: str, title: str, xlabel: str, chance: float | None = None
+) -> Figure:
     """Draw a metric by arm: small dots are seeds, the large mark their mean with the interval over patients.
 
     `rows` holds `arm`, `seed` (`mean` or a number), `value`, `low`, `high`; `chance` is where the line of a guess is.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.7, 0.75 + 0.42 * max(len(arms), 2)), layout="constrained")
+        figure = Figure(figsize=(3.7, 0.95 + 0.42 * max(len(arms), 2)), layout="constrained")
         axes = figure.subplots()
         palette = colours(arms, control)
         if chance is not None:
@@ -83,7 +86,8 @@ def strip(rows: pd.DataFrame, arms: list[str], control: str, title: str, chance:
             axes.plot(seeds["value"], y + 0.26 + 0 * seeds["value"], "o", color=palette[arm], markersize=3, alpha=0.7)
         _rows_axis(axes, arms, pad=0.6)
         axes.margins(x=0.08)
-        axes.set_title(title)
+        axes.set_xlabel(xlabel)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=STYLE["axes.titlesize"], fontweight="bold")
         return figure
 
 

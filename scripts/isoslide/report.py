@@ -3,82 +3,21 @@
 Nothing is measured here: every number comes from the tables of the evaluation, every picture from the stages.
 """
 
-import base64
 import importlib.metadata
-import io
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
-from PIL import Image
 
-from isoslide import __version__, cohort, evaluation, figures, wording
-from isoslide.estimates import BY_NAME, MAIN, METRICS
+from isoslide import __version__, figures, sections, wording
+from isoslide.run import Draw, Drawing, Run, case_name, main_metric, robust_arms
 
 TEMPLATES = Path(__file__).parent / "page"
 PACKAGES = ("snakemake", "numpy", "pandas", "scipy", "torch", "timm", "openslide-python", "opencv-python-headless")
-STRIPS = ("inconsistency", "rmse", "agreement", "spread", "brier")
-CURVES = {
-    "task": "task loss",
-    "embedding": "embedding loss (unweighted)",
-    "score": "score loss (unweighted)",
-    "tune_metric": "tuning set: accuracy",
-    "tune_inconsistency": "tuning set: inconsistency",
-}
-MAX_LISTED, MAX_OVERLAYS, MAX_SCATTER = 200, 24, 3
-
-
-@dataclass
-class Result:
-    """The tables of one task and encoder; predictions, models and curves by arm."""
-
-    task: str
-    encoder: str
-    metrics: pd.DataFrame
-    comparisons: pd.DataFrame
-    predictions: dict[str, pd.DataFrame] = field(default_factory=dict)
-    models: dict[str, pd.DataFrame] = field(default_factory=dict)
-    curves: dict[str, pd.DataFrame] = field(default_factory=dict)
-
-
-@dataclass
-class Run:
-    """Everything a report is written from.
-
-    Attributes:
-        config: the whole configuration, with defaults.
-        sheet: the sample sheet.
-        stages: status table of each stage by its name, in order.
-        splits: split table by task.
-        results: one for each task and encoder.
-        tissue: folder of the tissue overlays.
-        registrations: folder of the checkerboard pictures.
-        notes: lines of the banner.
-    """
-
-    config: dict[str, Any]
-    sheet: pd.DataFrame
-    stages: dict[str, pd.DataFrame]
-    splits: dict[str, pd.DataFrame]
-    results: list[Result]
-    tissue: Path | None = None
-    registrations: Path | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure as SVG, with the table it was drawn from and what it shows."""
-
-    name: str
-    svg: str
-    table: pd.DataFrame
-    caption: str
 
 
 def render(run: Run) -> tuple[str, list[Drawing]]:
@@ -99,32 +38,14 @@ def render(run: Run) -> tuple[str, list[Drawing]]:
         control=run.config["control"],
         overview=overview(run),
         answer=answer(run, draw),
-        sections=[section(run, result, draw) for result in run.results],
-        cohort=cohort_section(run, draw),
-        registration=registration_section(run, draw),
-        overlays=overlays(run),
+        sections=[sections.task(run, result, draw) for result in run.results],
+        cohort=sections.cohort_part(run, draw),
+        registration=sections.registration_part(run, draw),
+        overlays=sections.overlays(run),
         settings=list(flat(run.config)),
         versions=versions(),
     )
     return page, drawings
-
-
-def arms_of(run: Run, result: Result) -> list[str]:
-    """Return the arms of a result in the order of the configuration."""
-    present = list(result.metrics["arm"].drop_duplicates())
-    return [arm for arm in run.config["arms"] if arm in present] + [a for a in present if a not in run.config["arms"]]
-
-
-def robust_arms(run: Run) -> list[str]:
-    """Return the arms with a robustness loss; where there is none, all but the control."""
-    arms = run.config["arms"]
-    chosen = [name for name, arm in arms.items() if arm.get("embedding_weight", 0) or arm.get("score_weight", 0)]
-    return chosen or [name for name in arms if name != run.config["control"]]
-
-
-def main_metric(run: Run, result: Result) -> str:
-    """Return the name of the accuracy metric of a result: auc or c_index."""
-    return MAIN[run.config["tasks"][result.task]["type"]]
 
 
 def overview(run: Run) -> dict[str, Any]:
@@ -142,7 +63,7 @@ def overview(run: Run) -> dict[str, Any]:
     }
 
 
-def answer(run: Run, draw: Any) -> dict[str, Any]:
+def answer(run: Run, draw: Draw) -> dict[str, Any]:
     """Return the first screen: a sentence per arm and task, the table behind it, and the forest plots."""
     readings = []
     for result in run.results:
@@ -157,24 +78,34 @@ def answer(run: Run, draw: Any) -> dict[str, Any]:
             rows = [r for r in readings if (r["arm"], r["task"], r["encoder"]) == (arm, result.task, result.encoder)]
             if rows:
                 claims.append({"arm": arm, "task": result.task, "encoder": result.encoder, "rows": rows})
-                claims[-1] |= {"text": wording.sentence(rows), "collapsed": rows[0]["collapsed"]}
-    return {"claims": claims, "readings": readings, "forests": forests(run, readings, draw)}
+                claims[-1] |= {"short": wording.short(rows), "text": wording.sentence(rows)}
+                claims[-1]["collapsed"] = rows[0]["collapsed"]
+    summaries = []
+    for arm in robust_arms(run):
+        named = [(case_name(run, c["task"], c["encoder"]), c["rows"]) for c in claims if c["arm"] == arm]
+        if named:
+            summaries.append(wording.summary(arm, run.config["control"], named))
+    return {"summaries": summaries, "claims": claims, "readings": readings, "forests": forests(run, readings, draw)}
 
 
-def forests(run: Run, readings: list[dict[str, Any]], draw: Any) -> list[Drawing]:
+def forests(run: Run, readings: list[dict[str, Any]], draw: Draw) -> list[Drawing]:
     """Return the forest plots: change in inconsistency, and in AUC or c-index, of every arm, task and encoder."""
-    several = len({result.encoder for result in run.results}) > 1
     control, level = run.config["control"], f"{100 * run.config['evaluation']['level']:g} %"
     table = pd.DataFrame(readings)
     if table.empty:
         return []
-    table["label"] = table["task"] + ": " + table["arm"] + (" (" + table["encoder"] + ")" if several else "")
+    cases = zip(table["task"], table["encoder"], table["arm"], strict=True)
+    table["label"] = [f"{case_name(run, task, encoder)}: {arm}" for task, encoder, arm in cases]
     table["flag"] = table["collapsed"]
     columns = ["label", "task", "encoder", "arm", "control", "metric", "difference", "low", "high", "flag"]
     result = []
     for name, title, xlabel in (
-        ("inconsistency", "Consistency across scanners", f"change in inconsistency against {control} (left = better)"),
-        ("accuracy", "Accuracy", f"change in AUC or c-index against {control} (right = better)"),
+        (
+            "inconsistency",
+            "Consistency across scanners",
+            f"change in inconsistency\n← better    against {control}    worse →",
+        ),
+        ("accuracy", "Accuracy", f"change in AUC or c-index\n← worse    against {control}    better →"),
     ):
         rows = table[(table["name"] == "inconsistency") == (name == "inconsistency")][columns].sort_values(
             "task", kind="stable"
@@ -182,244 +113,6 @@ def forests(run: Run, readings: list[dict[str, Any]], draw: Any) -> list[Drawing
         caption = f"Arm minus {control}, with the {level} interval over patients. (!) = collapsed: means nothing."
         result.append(draw(f"forest-{name}", figures.forest(rows, title, xlabel), rows, caption))
     return result
-
-
-def section(run: Run, result: Result, draw: Any) -> dict[str, Any]:
-    """Return what the page shows of one task and encoder."""
-    arms, control = arms_of(run, result), run.config["control"]
-    prefix = f"{result.task}-{result.encoder}"
-    means = result.metrics[result.metrics["seed"] == evaluation.MEAN]
-    main = main_metric(run, result)
-    unseen = means.loc[means["scope"] == "unseen", "metric"].size > 0
-    return {
-        "task": result.task,
-        "encoder": result.encoder,
-        "kind": run.config["tasks"][result.task]["type"],
-        "main": BY_NAME[main],
-        "arms": arms,
-        "collapsed": {arm: reason for arm in arms if (reason := evaluation.is_collapsed(result.metrics, arm))},
-        "pooled": metric_table(means, arms, "pooled"),
-        "unseen": metric_table(means, arms, "unseen") if unseen else None,
-        "training": [training_row(result, arm) for arm in arms],
-        "seeds": seed_table(result.metrics, arms, ("inconsistency", main, "spread")),
-        "pairs": pair_table(means, arms),
-        "strips": strips(result, arms, control, main, prefix, draw),
-        "plane": plane(result, arms, control, main, prefix, draw),
-        "scatters": scatters(run, result, prefix, draw),
-        "scanner": scanner_figure(run, result, arms, main, prefix, draw),
-        "curves": curve_figures(result, arms, control, prefix, draw),
-    }
-
-
-def metric_table(means: pd.DataFrame, arms: list[str], scope: str) -> list[dict[str, Any]]:
-    """Return a row per metric with a cell (value, low, high, reason) per arm."""
-    rows = means[means["scope"] == scope].set_index(["metric", "arm"])
-    table = []
-    for metric in METRICS:
-        if metric.name in rows.index.get_level_values(0):
-            cells = [
-                rows.loc[(metric.name, arm)].to_dict() if (metric.name, arm) in rows.index else None for arm in arms
-            ]
-            table.append({"title": metric.title, "better": metric.better, "cells": cells})
-    return table
-
-
-def pair_table(means: pd.DataFrame, arms: list[str]) -> list[dict[str, Any]]:
-    """Return a row per pair of scanners and arm, with the metrics that compare two scans."""
-    names = [metric.name for metric in METRICS if metric.takes in ("pairs", "matrix", "specimens")]
-    pairs = means[means["scope"].str.startswith("pair:")]
-    table = pairs.pivot_table(index=["scope", "arm"], columns="metric", values="value", aggfunc="first", dropna=False)
-    rows = []
-    for scope in pairs["scope"].drop_duplicates():
-        for arm in arms:
-            if (scope, arm) in table.index:
-                values = table.loc[(scope, arm)].reindex(names)
-                rows.append({"pair": scope.removeprefix("pair:"), "arm": arm, "values": list(values)})
-    return [{"titles": [BY_NAME[name].title for name in names], "rows": rows}]
-
-
-def seed_table(metrics: pd.DataFrame, arms: list[str], names: tuple[str, ...]) -> dict[str, Any]:
-    """Return the value of every seed."""
-    rows = metrics[
-        (metrics["scope"] == "pooled") & (metrics["seed"] != evaluation.MEAN) & metrics["metric"].isin(names)
-    ]
-    seeds = sorted(rows["seed"].unique(), key=int)
-    table = rows.pivot_table(index=["metric", "arm"], columns="seed", values="value", aggfunc="first", dropna=False)
-    cells = [
-        {"title": BY_NAME[name].title, "arm": arm, "values": list(table.loc[(name, arm)].reindex(seeds))}
-        for name in names
-        for arm in arms
-        if (name, arm) in table.index
-    ]
-    return {"seeds": seeds, "rows": cells}
-
-
-def training_row(result: Result, arm: str) -> dict[str, Any]:
-    """Return how many models of an arm trained, and what became of the others."""
-    models = result.models.get(arm, pd.DataFrame({"status": [], "reason": []}))
-    counts = models["status"].value_counts()
-    reasons = models.loc[(models["status"] != evaluation.OK) & (models["reason"] != ""), "reason"]
-    loss = pd.to_numeric(models["train_loss"], errors="coerce").median() if "train_loss" in models else float("nan")
-    return {
-        "arm": arm,
-        "models": len(models),
-        "ok": int(counts.get(evaluation.OK, 0)),
-        "others": ", ".join(f"{n} {name}" for name, n in counts.items() if name != evaluation.OK),
-        "reason": reasons.mode().iloc[0] if len(reasons) else "",
-        "loss": float(loss),
-        "ratio": wording.value(result.metrics, arm, "spread_ratio"),
-    }
-
-
-def strips(result: Result, arms: list[str], control: str, main: str, prefix: str, draw: Any) -> list[Drawing]:
-    """Return a strip plot for each of the main metrics."""
-    drawings = []
-    for name in (main, *STRIPS):
-        rows = result.metrics[(result.metrics["metric"] == name) & (result.metrics["scope"] == "pooled")]
-        if rows.empty:
-            continue
-        metric, chance = BY_NAME[name], {"auc": 0.5, "c_index": 0.5, "brier": 0.25}.get(name)
-        arrow = {1: " (right = better)", -1: " (left = better)", 0: ""}[metric.better]
-        figure = figures.strip(rows, arms, control, metric.title + arrow, chance)
-        drawings.append(draw(f"{prefix}-{name}", figure, rows, ""))
-    return drawings
-
-
-def plane(result: Result, arms: list[str], control: str, main: str, prefix: str, draw: Any) -> Drawing:
-    """Return the plot of accuracy against inconsistency of every seed."""
-    rows = result.metrics[(result.metrics["scope"] == "pooled") & (result.metrics["seed"] != evaluation.MEAN)]
-    rows = rows[rows["metric"].isin(("inconsistency", main))]
-    table = rows.pivot_table(index=["arm", "seed"], columns="metric", values="value", aggfunc="first", dropna=False)
-    table = (
-        table.rename(columns={main: "accuracy"})
-        .reset_index()
-        .reindex(columns=["arm", "seed", "inconsistency", "accuracy"])
-    )
-    title = BY_NAME[main].title
-    caption = (
-        f"One mark per seed. Upper left is best: accurate and consistent. The dotted line is a guess ({title} 0.5)."
-    )
-    figure = figures.plane(table, arms, control, title, "Accuracy and consistency, every seed")
-    return draw(f"{prefix}-plane", figure, table, caption)
-
-
-def scatters(run: Run, result: Result, prefix: str, draw: Any) -> list[Drawing]:
-    """Return score against score for the control and the arms with robustness losses, of the first seed."""
-    wanted = [run.config["control"], *robust_arms(run)]
-    drawings = []
-    for arm in [name for name in wanted if name in result.predictions][:MAX_SCATTER]:
-        frame = result.predictions[arm]
-        rows = scan_pairs(frame[frame["seed"] == frame["seed"].min()])
-        caption = "Each mark is a specimen on two scanners (first seed, test folds together)."
-        drawings.append(draw(f"{prefix}-scatter-{arm}", figures.scatter(rows, arm), rows, caption))
-    return drawings
-
-
-def scan_pairs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return `specimen`, `pair`, `first`, `second`: the scores of each two scans of a specimen, scanners in order."""
-    columns = ["fold", "specimen", "scanner", "p"]
-    both = frame[columns].merge(frame[columns], on=["fold", "specimen"], suffixes=("", "_other"))
-    both = both[both["scanner"] < both["scanner_other"]]
-    both = both.assign(pair=both["scanner"] + "-" + both["scanner_other"])
-    both = both.rename(columns={"p": "first", "p_other": "second"}).sort_values(["pair", "specimen"])
-    return both[["specimen", "pair", "first", "second"]].reset_index(drop=True)
-
-
-def scanner_figure(run: Run, result: Result, arms: list[str], main: str, prefix: str, draw: Any) -> Drawing:
-    """Return accuracy by scanner and arm."""
-    rows = result.metrics[(result.metrics["metric"] == main) & (result.metrics["seed"] == evaluation.MEAN)]
-    rows = rows[rows["scope"].str.startswith("scanner:")]
-    unseen = evaluation.unseen_scanners(run.splits[result.task]) if result.task in run.splits else ()
-    rows = rows.assign(scanner=rows["scope"].str.removeprefix("scanner:"))
-    rows = rows.assign(unseen=rows["scanner"].isin(unseen))
-    figure = figures.by_scanner(rows, arms, run.config["control"], f"{BY_NAME[main].title} by scanner")
-    return draw(f"{prefix}-scanners", figure, rows, "Mean over seeds, with the interval over patients.")
-
-
-def curve_figures(result: Result, arms: list[str], control: str, prefix: str, draw: Any) -> list[Drawing]:
-    """Return the training curves, a figure per part of the loss."""
-    if not result.curves:
-        return []
-    rows = pd.concat([table.assign(arm=arm) for arm, table in result.curves.items()])
-    drawings = []
-    for column, title in CURVES.items():
-        if column in rows and rows[column].notna().any():
-            table = rows[["arm", "fold", "seed", "step", column]]
-            figure = figures.curves(table, column, arms, control, title)
-            drawings.append(draw(f"{prefix}-curve-{column}", figure, table, ""))
-    return drawings
-
-
-def cohort_section(run: Run, draw: Any) -> dict[str, Any]:
-    """Return counts, label-scanner association by task, and losses."""
-    tasks = []
-    for task, splits in run.splits.items():
-        counts = cohort.training_counts(splits, run.config["tasks"][task]["type"])
-        figure = figures.counts(counts, f"{task}: scans in training")
-        caption = "Distinct scans that some fold trains or selects on, by scanner and class."
-        drawing = draw(f"{task}-cohort", figure, counts, caption)
-        tasks.append({"task": task, "figure": drawing, "association": cohort.association(splits, run.sheet)})
-    lost, listed = cohort.losses(run.sheet, run.stages)
-    return {
-        "scanners": cohort.by_scanner(run.sheet),
-        "tasks": tasks,
-        "lost": lost,
-        "listed": listed.head(MAX_LISTED),
-        "unlisted": max(0, len(listed) - MAX_LISTED),
-    }
-
-
-def registration_section(run: Run, draw: Any) -> dict[str, Any] | None:
-    """Return the histogram of registration errors and example pictures; None where nothing was registered."""
-    table = run.stages.get("registrations")
-    if table is None or "error_um" not in table:
-        return None
-    errors, limit = cohort.registration_errors(table), float(run.config["registration"]["limit_um"])
-    if errors.empty:
-        return None
-    figure = figures.histogram(errors, limit, "Registration error by scanner")
-    pictures = []
-    for specimen, error in cohort.examples(errors):
-        if run.registrations and (path := run.registrations / f"{specimen}.jpg").exists():
-            text = f"{specimen}: largest error {wording.number(error, 1)} µm"
-            pictures.append({"source": picture(path, 420), "text": text})
-    return {
-        "figure": draw("registration", figure, errors, "Every scan that was laid onto its specimen's reference scan."),
-        "median": float(errors["error_um"].median()),
-        "above": int((errors["error_um"] > limit).sum()),
-        "number": len(errors),
-        "limit": limit,
-        "pictures": pictures,
-    }
-
-
-def overlays(run: Run) -> list[dict[str, str]]:
-    """Return thumbnails of tissue outlines: scans without tissue first, then whole specimens evenly over the sheet."""
-    if run.tissue is None:
-        return []
-    used = run.sheet[run.sheet["exclude"] == ""]
-    lost = set(run.stages["tissue"].loc[run.stages["tissue"]["status"] == "no_tissue", "scan"]) & set(used["scan"])
-    per_specimen = max(1, int(used.groupby("specimen").size().median()))
-    specimens = sorted(used["specimen"].unique())
-    step = max(1, len(specimens) * per_specimen // MAX_OVERLAYS)
-    chosen = used[used["specimen"].isin(specimens[::step])].sort_values(["specimen", "scanner"])["scan"]
-    found = []
-    for scan in dict.fromkeys([*sorted(lost), *chosen]):
-        path = run.tissue / f"{scan}.jpg"
-        if path.exists() and len(found) < MAX_OVERLAYS:
-            found.append({"source": picture(path, 170), "text": scan + (" (no tissue)" if scan in lost else "")})
-    return found
-
-
-def picture(path: Path, width: int) -> str:
-    """Return a JPEG as a data URI, at most `width` pixels wide."""
-    with Image.open(path) as image:
-        image.draft("RGB", (width, width))
-        small = image.convert("RGB")
-    small.thumbnail((width, width * 2))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=70)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -58,12 +58,13 @@ def readings(
     """Return a row per arm and metric of `names`: values, difference, interval, spread over seeds, and how it reads."""
     pooled = comparisons[comparisons["scope"] == "pooled"]
     result = []
+    pooled = pooled[pooled["metric"].isin(names)].sort_values("metric", key=lambda m: m.map(names.index), kind="stable")
     for arm in pooled["arm"].drop_duplicates():
         collapsed = evaluation.is_collapsed(metrics, arm)
-        for row in pooled[(pooled["arm"] == arm) & pooled["metric"].isin(names)].to_dict("records"):
+        for row in pooled[pooled["arm"] == arm].to_dict("records"):
             seeds = max(seed_spread(metrics, name, row["metric"]) for name in (arm, row["control"]))
-            small = math.isfinite(seeds) and abs(row["difference"]) < seeds
-            reads = verdict(row) + (f", and less than the spread over seeds ({number(seeds)})" if small else "")
+            small = excludes_zero(row) and abs(row["difference"]) < seeds
+            reads = verdict(row) + (f", but less than the spread over seeds ({number(seeds)})" if small else "")
             result.append(
                 {
                     "arm": arm,
@@ -86,13 +87,47 @@ def readings(
 
 
 def sentence(rows: list[dict[str, Any]]) -> str:
-    """Return one sentence in words for an arm of a task from its readings of inconsistency and accuracy."""
-    collapsed = rows[0]["collapsed"]
-    accuracy = next((row for row in rows if row["name"] != "inconsistency"), None)
-    if collapsed:
-        tail = f" ({accuracy['metric']} {number(accuracy['ours'])})" if accuracy else ""
-        return f"collapsed, {collapsed}{tail}: its robustness figures mean nothing."
-    return "; ".join(_clause(row) for row in rows) + "."
+    """Return the numbers behind `short`, for an arm of a task, from its readings of inconsistency and accuracy."""
+    if rows[0]["collapsed"]:
+        accuracy = [f"{row['metric']} is {number(row['ours'])}" for row in rows if row["name"] != "inconsistency"]
+        text = f"{'; '.join([rows[0]['collapsed'], *accuracy])}. Its robustness figures mean nothing."
+    else:
+        text = "; ".join(_clause(row) for row in rows) + "."
+    return text[0].upper() + text[1:]
+
+
+def short(rows: list[dict[str, Any]]) -> str:
+    """Return how an arm of a task reads in a few words."""
+    if rows[0]["collapsed"]:
+        return "collapsed"
+    parts = []
+    for row in rows:
+        if row["name"] == "inconsistency":
+            shown = row["verdict"].replace("no difference shown", "no difference in consistency shown")
+            parts.append(shown if "consisten" in shown else f"inconsistency {shown}")
+        else:
+            parts.append(f"{row['metric']}: {row['verdict']}")
+    return "; ".join(parts)
+
+
+def summary(arm: str, control: str, claims: list[tuple[str, list[dict[str, Any]]]]) -> str:
+    """Return one sentence on an arm over all tasks and encoders, from (name of the case, its readings)."""
+    parts = []
+    for accuracy in (False, True):
+        cases: dict[str, list[str]] = {}
+        for name, rows in claims:
+            for row in rows:
+                if (row["name"] != "inconsistency") == accuracy and not row["collapsed"]:
+                    cases.setdefault(row["verdict"].split(":")[0], []).append(name)
+        what = "accuracy" if accuracy else "consistency"
+        for verdict_, names in cases.items():
+            subject = "" if "consisten" in verdict_ else f"{what} "
+            if verdict_ == "no difference shown":
+                subject, verdict_ = "", f"no difference in {what} shown"
+            parts.append(f"{subject}{verdict_} in {_listed(names, len(claims))}")
+    if collapsed := [name for name, rows in claims if rows[0]["collapsed"]]:
+        parts.append(f"collapsed in {_listed(collapsed, len(claims))}")
+    return f"{arm} against {control}: {'; '.join(parts)}."
 
 
 def value(metrics: pd.DataFrame, arm: str, metric: str, scope: str = "pooled") -> float:
@@ -106,6 +141,12 @@ def seed_spread(metrics: pd.DataFrame, arm: str, metric: str) -> float:
     """Return the SD (1/(n-1)) of a metric over seeds, NaN with fewer than two."""
     rows = _select(metrics, arm, metric, "pooled")
     return float(rows.loc[rows["seed"] != evaluation.MEAN, "value"].std())
+
+
+def _listed(names: list[str], total: int) -> str:
+    if total > 4:
+        return f"{len(names)} of {total}"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _clause(row: dict[str, Any]) -> str:

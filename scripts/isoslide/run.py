@@ -1,0 +1,86 @@
+"""What a report is written from: the tables of a run, read once, and the names and orders that all its parts share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from isoslide.estimates import MAIN
+
+
+@dataclass
+class Result:
+    """The tables of one task and encoder; predictions, models and curves by arm."""
+
+    task: str
+    encoder: str
+    metrics: pd.DataFrame
+    comparisons: pd.DataFrame
+    predictions: dict[str, pd.DataFrame] = field(default_factory=dict)
+    models: dict[str, pd.DataFrame] = field(default_factory=dict)
+    curves: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """Everything a report is written from.
+
+    Attributes:
+        config: the whole configuration, with defaults.
+        sheet: the sample sheet.
+        stages: status table of each stage by its name, in order.
+        splits: split table by task.
+        results: one for each task and encoder.
+        tissue: folder of the tissue overlays.
+        registrations: folder of the checkerboard pictures.
+        notes: lines of the banner.
+    """
+
+    config: dict[str, Any]
+    sheet: pd.DataFrame
+    stages: dict[str, pd.DataFrame]
+    splits: dict[str, pd.DataFrame]
+    results: list[Result]
+    tissue: Path | None = None
+    registrations: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as SVG, with the table it was drawn from and what it shows."""
+
+    name: str
+    svg: str
+    table: pd.DataFrame
+    caption: str
+
+
+Draw = Callable[[str, Figure, pd.DataFrame, str], Drawing]
+"""Keeps a figure under a name with its data and caption, and returns it as a drawing."""
+
+
+def arms_of(run: Run, result: Result) -> list[str]:
+    """Return the arms of a result in the order of the configuration."""
+    present = list(result.metrics["arm"].drop_duplicates())
+    return [arm for arm in run.config["arms"] if arm in present] + [a for a in present if a not in run.config["arms"]]
+
+
+def robust_arms(run: Run) -> list[str]:
+    """Return the arms with a robustness loss; where there is none, all but the control."""
+    arms = run.config["arms"]
+    chosen = [name for name, arm in arms.items() if arm.get("embedding_weight", 0) or arm.get("score_weight", 0)]
+    return chosen or [name for name in arms if name != run.config["control"]]
+
+
+def main_metric(run: Run, result: Result) -> str:
+    """Return the name of the accuracy metric of a result: auc or c_index."""
+    return MAIN[run.config["tasks"][result.task]["type"]]
+
+
+def case_name(run: Run, task: str, encoder: str) -> str:
+    """Return the task, with the encoder where there are several."""
+    return f"{task} ({encoder})" if len({result.encoder for result in run.results}) > 1 else task
