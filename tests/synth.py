@@ -11,7 +11,7 @@ GLASS = (244, 243, 244)
 STAIN = {
     "he": ((225, 150, 195), (120, 70, 150)),  # matrix and nuclei
     "pale": ((240, 226, 236), (216, 200, 220)),
-    "ihc": ((218, 219, 222), (110, 70, 50)),
+    "ihc": ((210, 216, 224), (110, 70, 50)),
 }
 PENS = {
     "blue": (40, 100, 200),
@@ -69,7 +69,7 @@ def slide(
         image[:] = 5
         image[n:-n, n:-n] = inner
     if noise:
-        tile = np.random.default_rng(seed).normal(0, noise, (256, 256, 3))
+        tile = np.random.default_rng(seed).normal(0, noise, (256, 256, 3)).astype(np.float32)
         repeats = (height // 256 + 1, width // 256 + 1, 1)
         image = np.clip(image + np.tile(tile, repeats)[:height, :width], 0, 255)
     write(path, np.round(image).astype(np.uint8), mpp if with_mpp else None, flat)
@@ -85,19 +85,19 @@ def render(
 ) -> np.ndarray:
     """Return (h, w, 3) float32: discs of tissue with dark nuclei on a 20 µm lattice that is bent, so never repeats."""
     width, height = size
-    x, y = np.meshgrid((np.arange(width) + 0.5) * mpp, (np.arange(height) + 0.5) * mpp)
+    x, y = np.meshgrid(*((np.arange(n, dtype=np.float32) + 0.5) * np.float32(mpp) for n in size))
     if transform is not None:
-        (a, b, c), (d, e, f) = np.asarray(transform, float)
+        (a, b, c), (d, e, f) = np.asarray(transform, np.float32)
         x, y = a * x + b * y + c, d * x + e * y + f
     inside = np.zeros(x.shape, bool)
     for cx, cy, radius in blobs:
         inside |= (x - cx) ** 2 + (y - cy) ** 2 < radius**2
+    x, y = x[inside], y[inside]
     u, v = x + 9 * np.sin(y / 37) + 5 * np.sin(x / 61), y + 9 * np.sin(x / 43) + 5 * np.sin(y / 71)
-    nuclei = inside & ((u % 20 - 10) ** 2 + (v % 20 - 10) ** 2 < 16 + 12 * np.sin(x / 90 + y / 130))
-    matrix, nucleus = STAIN[stain]
+    nuclei = (u % 20 - 10) ** 2 + (v % 20 - 10) ** 2 < 16 + 12 * np.sin(x / 90 + y / 130)
+    matrix, nucleus = np.array(STAIN[stain], np.float32)
     image = np.full((height, width, 3), GLASS, np.float32)
-    image[inside] = matrix
-    image[nuclei] = nucleus
+    image[inside] = np.where(nuclei[:, None], nucleus, matrix)
     return image
 
 

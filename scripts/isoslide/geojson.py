@@ -82,6 +82,8 @@ def read(path: str | Path) -> Outlines:
 def trace(mask: np.ndarray, px_size: tuple[float, float]) -> list[Polygon]:
     """Return the outlines of a mask along its pixels' edges, largest piece first.
 
+    Corners of holes are cut by half a pixel, and no outline strays from the edges by more than `SIMPLIFY_PX`.
+
     Args:
         mask: (rows, cols) bool.
         px_size: (x, y) of a mask pixel in the unit wanted.

@@ -1,0 +1,196 @@
+import math
+from functools import cache
+
+import cv2
+import numpy as np
+import pytest
+from synth import GLASS, PENS, render
+
+from isoslide import geojson, tissue
+from isoslide.slide import Slide
+
+SETTINGS = {
+    "um_per_px": 8,
+    "smoothing_um": 8,
+    "min_od": 0.025,
+    "closing_um": 20,
+    "opening_um": 16,
+    "min_area_um2": 10000,
+    "min_hole_um2": 5000,
+    "remove_ink": True,
+}
+UM_PER_PX = 8.0
+
+
+@cache
+def level0(blobs, size_um, stain, mpp):
+    return render((round(size_um[0] / mpp), round(size_um[1] / mpp)), mpp, blobs, stain)
+
+
+def overview(blobs=((1200, 1200, 500),), size_um=(2400, 2400), stain="he", mpp=1.0, noise=2.0):
+    """An overview at 8 µm/px made like a scanner's: rendered at level 0, then area-averaged."""
+    size = (round(size_um[0] / UM_PER_PX), round(size_um[1] / UM_PER_PX))
+    image = cv2.resize(level0(blobs, size_um, stain, mpp), size, interpolation=cv2.INTER_AREA)
+    image += np.random.default_rng(0).normal(0, noise * mpp / UM_PER_PX, image.shape)
+    return np.clip(image, 0, 255).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return overview()
+
+
+def segment(rgb, um_per_px=UM_PER_PX, **settings):
+    return tissue.segment(rgb, um_per_px, SETTINGS | settings)
+
+
+DISC_MM2 = math.pi * 0.5**2
+
+
+@pytest.mark.parametrize("stain", ["he", "pale", "ihc"])
+def test_disc_has_its_area_in_every_stain(stain):
+    found = segment(overview(stain=stain))
+    assert found.tissue_mm2 == pytest.approx(DISC_MM2, rel=0.04)
+    assert (found.ink_share, found.black_share) == (0, 0)
+
+
+def test_blank_slide_has_no_tissue():
+    found = segment(overview(blobs=(), noise=20))
+    assert (found.tissue_mm2, found.ink_share, found.black_share) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("glass", [(255, 255, 255), (216, 216, 216), (228, 226, 237)])
+def test_glass_of_any_tint_has_no_tissue(glass):
+    rgb = np.full((300, 300, 3), glass, np.uint8)
+    assert np.allclose(tissue.glass_colour(rgb, np.ones((300, 300), bool)), glass)
+    assert segment(rgb).tissue_mm2 == 0
+
+
+def test_white_filling_beside_tinted_glass_is_no_tissue(plain):
+    tinted = np.clip(plain.astype(float) * [228 / 244, 226 / 243, 237 / 244], 0, 255).astype(np.uint8)
+    tinted[:, 240:] = 255
+    assert segment(tinted).tissue_mm2 == pytest.approx(DISC_MM2, rel=0.04)
+
+
+@pytest.mark.parametrize("pen", sorted(PENS))
+@pytest.mark.parametrize("stain", ["he", "ihc"])
+def test_ink_on_glass_is_ink_and_not_tissue(pen, stain):
+    rgb = overview(stain=stain)
+    rgb[50:250, 250:280] = PENS[pen]
+    found = segment(rgb)
+    assert found.tissue_mm2 == pytest.approx(DISC_MM2, rel=0.04)
+    assert found.ink_share == pytest.approx(0.384 / (0.384 + DISC_MM2), rel=0.15)
+    assert not found.tissue[:, 246:].any()
+
+
+@pytest.mark.parametrize("pen", sorted(PENS))
+def test_ink_over_tissue_is_cut_out(pen):
+    rgb = overview()
+    ink = -np.log((np.array(PENS[pen]) + 1) / 256)
+    rgb[140:160] = (rgb[140:160] * np.exp(-ink)).astype(np.uint8)  # what a pen leaves of the light
+    found = segment(rgb)
+    assert not found.tissue[142:158].any()
+    assert found.tissue_mm2 == pytest.approx(DISC_MM2 - 1.0 * 0.16, rel=0.1)
+
+
+def test_ink_stays_when_asked(plain):
+    rgb = plain.copy()
+    rgb[50:250, 250:280] = PENS["blue"]
+    assert segment(rgb, remove_ink=False).tissue_mm2 > DISC_MM2 + 0.3
+
+
+def test_black_frame_is_counted_and_no_tissue(plain):
+    rgb = plain.copy()
+    rgb[:20] = rgb[:, :20] = 5
+    found = segment(rgb)
+    assert found.black_share == pytest.approx(1 - (280 / 300) ** 2, abs=0.002)
+    assert found.tissue_mm2 == pytest.approx(DISC_MM2, rel=0.04)
+
+
+def test_grey_shadow_of_the_edge_and_cover_slip_line_are_no_tissue(plain):
+    rgb = plain.astype(float)
+    rgb[-30:] *= np.linspace(1, 0.6, 30)[:, None, None]
+    rgb[:, 60:62] = 120
+    assert segment(rgb.astype(np.uint8)).tissue_mm2 == pytest.approx(DISC_MM2, rel=0.04)
+
+
+@pytest.mark.parametrize(("radius", "kept"), [(200, True), (30, False)])
+def test_hole_is_kept_above_the_limit(plain, radius, kept):
+    rgb = plain.copy()
+    cv2.circle(rgb, (150, 150), round(radius / UM_PER_PX), GLASS, -1)
+    assert segment(rgb).tissue[150, 150] != kept
+
+
+def test_dust_is_dropped(plain):
+    rgb = plain.copy()
+    rgb[30:38, 30:38] = (180, 90, 150)  # 64 x 64 µm
+    assert not segment(rgb).tissue[:60, :60].any()
+
+
+def test_same_decision_at_both_resolutions():
+    blobs = ((500, 500, 300), (950, 900, 60))
+    areas = [segment(overview(blobs, (1200, 1200), mpp=mpp)).tissue_mm2 for mpp in (0.5, 1.0)]
+    assert areas[0] == pytest.approx(areas[1], rel=0.01)
+
+
+class Fake(Slide):
+    """A slide whose pixels are an array of 1 µm pixels."""
+
+    def __init__(self, image):
+        self.image, self.mpp, self.size_um = image, (1.0, 1.0), image.shape[1::-1]
+
+    def read(self, affine, size):
+        x, y = (round(value) for value in affine[:, 2])
+        return self.image[y : y + size[1], x : x + size[0]]
+
+
+def test_sharpness_falls_with_blur_and_not_with_stain():
+    image = render((1200, 1200), 1.0, ((600, 600, 550),))
+    image += np.random.default_rng(0).normal(0, 1, image.shape)
+    mask = cv2.resize(image, None, fx=1 / 8, fy=1 / 8, interpolation=cv2.INTER_AREA)[..., 1] < 220
+    pale = 244 - (244 - image) * 0.6
+    sharp, blurred, weak = (
+        tissue.sharpness(Fake(np.clip(pixels, 0, 255).astype(np.uint8)), mask, 8.0)
+        for pixels in (image, cv2.GaussianBlur(image, (0, 0), 2), pale)
+    )
+    assert blurred < 0.5 * sharp
+    assert weak == pytest.approx(sharp, rel=0.1)
+    assert tissue.sharpness(Fake(image), np.zeros_like(mask), 8.0) == 0
+
+
+def test_overlay_is_small_and_shows_the_outline(plain):
+    found = segment(plain)
+    polygons = geojson.trace(found.tissue, (16, 16))  # level 0 at 0.5 µm/px
+    big = cv2.resize(plain, (1200, 1200))
+    picture = tissue.overlay(big, polygons, 2.0, (0.5, 0.5))
+    assert picture.shape == (600, 600, 3)
+    assert (np.abs(picture[300].astype(int) - tissue.OUTLINE_COLOUR).sum(axis=1) < 60).sum() >= 2
+
+
+def test_small_slides_are_segmented_finer():
+    for extent, expected in ((20000, 8), (1200, 4), (90, 0.5)):
+        fake = Fake(np.zeros((1, 1, 3)))
+        fake.size_um, fake.mpp = (extent, extent / 2), (0.5, 0.5)
+        assert tissue.overview_um_per_px(fake, 8) == expected
+
+
+def test_two_real_scanners_agree(shared):
+    found = []
+    for name in ("hamamatsu", "olympus"):
+        with Slide(shared / f"data/scanner-pairs/os2-ki67-2-scanners/OS-2.{name}.tiff") as slide:
+            um_per_px = tissue.overview_um_per_px(slide, 8)
+            found.append(segment(slide.overview(um_per_px), um_per_px).tissue)
+    a, b = found
+    assert (a & b).sum() / (a | b).sum() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "um_per_px", "ink"),
+    [("diagnostic-slide-thumb-rgb.png", 40, 0.34), ("tcga-green-pen.png", 2.5, 0.21), ("wsi-blue-pen.png", 40, 0.07)],
+)
+def test_ink_on_real_slides(shared, name, um_per_px, ink):
+    image = cv2.imread(str(shared / "data/qc-images" / name), cv2.IMREAD_UNCHANGED)
+    rgb = cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGB)
+    if image.shape[-1] == 4:
+        rgb = np.where(image[..., 3:] == 0, 255, rgb).astype(np.uint8)
+    assert segment(rgb, um_per_px).ink_share == pytest.approx(ink, abs=0.05)
