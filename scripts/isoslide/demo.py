@@ -25,7 +25,7 @@ RESPONSE_EFFECT = 2.5
 HAZARD_EFFECT = 1.6
 WEIBULL_SHAPE = 1.5
 WEIBULL_MONTHS = 33.0  # scale at the median share: median survival 26 months there
-CENSORING_MONTHS = (15.0, 75.0)  # uniform, independent of everything: about 34 % censored
+CENSORING_MONTHS = (20.0, 70.0)  # uniform, independent of everything: about a third censored
 CONFOUNDING = 0.85  # share of the positives that train on scanner A, and of the negatives that train on C
 
 # One stream per purpose, so that a draw more in one never shifts another.

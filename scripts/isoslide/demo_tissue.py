@@ -19,7 +19,7 @@ from isoslide import demo
 PATCH = 144  # px; 72 µm
 STRIDE = 112  # px between patches; the rest is feathered overlap
 WHITE = 244  # RGB of the source's glass; also of the reference scanner's
-AREA_UM2 = 24.5 * 112**2  # tissue of a specimen: about 24 tiles of 112 µm (224 px at 0.5 µm/px) at least half full
+AREA_UM2 = 22.5 * 112**2  # of tissue: then about 24 tiles of 112 µm (224 px at 0.5 µm/px) are at least half full
 MARGIN_UM = 115.0  # glass around the tissue: a tile over its edge, shifted and turned, is still on the scan
 COARSE_UM = 4.0  # pixel of the drawing board for outline, holes and pen
 BOARD_UM = 1600.0
