@@ -1,0 +1,172 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+import predict_scans
+import train_models
+from isoslide import atomic, splits, status
+
+TASK = {"type": "binary", "label": "label", "positive": "b"}
+ARM = {
+    "sampler": "paired",
+    "embedding_weight": 1,
+    "score_weight": 1,
+    "embedding_loss": "info_nce",
+    "score_loss": "mse",
+    "negatives": "other_specimens",
+    "n_negatives": 5,
+    "n_anchors": 128,
+    "temperature": 0.1,
+    "warmup_steps": 0,
+}
+TRAINING = {
+    "seeds": 2,
+    "steps": 30,
+    "specimens": 4,
+    "tiles": 5,
+    "width": 8,
+    "layers": 2,
+    "attention": 4,
+    "dropout": 0.2,
+    "head_dropout": "paired",
+    "learning_rate": 0.05,
+    "weight_decay": 0.02,
+    "clip": 20,
+    "checkpoint_every": 10,
+    "selection": "normalised",
+}
+
+
+def write_cohort(folder: Path, n=18, scanners="ABD", dim=6, tiles=6):
+    """Splits, features and their status table; scan S00B has none, scanner D is for tests only."""
+    rng = np.random.default_rng(0)
+    rows, table = [], []
+    (folder / "features").mkdir()
+    for i in range(n):
+        content = rng.normal(size=(tiles, dim))
+        content[:, 0] += 2 * (i % 2)
+        for s, scanner in enumerate(scanners):
+            scan = f"S{i:02d}{scanner}"
+            common = {"scan": scan, "scanner": scanner, "specimen": scan[:3]}
+            split = "test" if scanner == "D" else ""
+            rows.append(common | {"patient": scan[:3], "split": split, "exclude": "", "label": "ab"[i % 2]})
+            if scan == "S00B":
+                table.append(status.failed(common, "no_tissue", "nothing found"))
+                continue
+            path = folder / "features" / f"{scan}.h5"
+            with h5py.File(path, "w") as file:
+                file["features"] = (content + 0.5 * s * np.eye(dim)[1]).astype(np.float16)
+                file["tile_ids"] = np.arange(tiles)
+                file.attrs.update(reference=f"{scan[:3]}A", paired=True, encoder="toy")
+            table.append({"scan": scan, "status": "ok", "path": path, "n_tiles": tiles, "key": f"k{scan}"} | common)
+    status.write(folder / "features.tsv", table)
+    atomic.write_table(
+        folder / "splits.tsv", splits.make(pd.DataFrame(rows), "t", TASK, {"folds": 3, "tune": 0.25, "seed": 0})
+    )
+
+
+def train(folder: Path, arm=ARM, results="models", **changes):
+    settings = json.dumps({"task": TASK, "arm": arm, "training": TRAINING | changes})
+    out = folder / results
+    train_models.main(
+        f"--splits {folder}/splits.tsv --features {folder}/features.tsv --arm robust --threads 1 --results {out} "
+        f"--curves {out}/curves.tsv --output {out}/models.tsv --settings".split()
+        + [settings]
+    )
+    return pd.read_csv(out / "models.tsv", sep="\t")
+
+
+def predict(folder: Path):
+    out = folder / "predictions.tsv"
+    predict_scans.main(
+        f"--models {folder}/models/models.tsv --splits {folder}/splits.tsv --features {folder}/features.tsv "
+        f"--output {out}".split()
+    )
+    return pd.read_csv(out, sep="\t", dtype={"label": str, "scan": str})
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    write_cohort(tmp_path)
+    return tmp_path
+
+
+def test_models_cards_and_curves(cohort):
+    table = train(cohort)
+    assert list(zip(table["fold"], table["seed"], strict=True)) == [(f, s) for f in range(3) for s in range(2)]
+    assert set(table["status"]) <= {"ok", "not_trained"}
+    card = json.loads((cohort / "models/fold0_seed1.json").read_text())
+    assert card["encoder"] == "toy"
+    assert card["shape"]["width"] == 8
+    assert card["settings"]["arm"] == ARM
+    weights = load_file(cohort / "models/fold0_seed1.safetensors")
+    assert weights["tile.0.weight"].shape == (8, 6)
+    curves = pd.read_csv(cohort / "models/curves.tsv", sep="\t")
+    assert len(curves) == 6 * 3
+    assert list(curves.columns) == (
+        ["fold", "seed", "step", "total", "task", "embedding", "score", "lr", "tune_metric", "tune_inconsistency"]
+    )
+    assert np.isfinite(curves["score"]).all()
+
+
+def test_models_that_stand_are_kept(cohort):
+    train(cohort, seeds=1)
+    first = cohort / "models/fold1_seed0.safetensors"
+    before = first.stat().st_mtime_ns
+    tables = [(cohort / "models" / name).read_bytes() for name in ("models.tsv", "curves.tsv")]
+    train(cohort, seeds=1)
+    assert tables == [(cohort / "models" / name).read_bytes() for name in ("models.tsv", "curves.tsv")]
+    assert len(train(cohort)) == 6
+    assert first.stat().st_mtime_ns == before
+    train(cohort, learning_rate=0.04)
+    assert first.stat().st_mtime_ns > before
+
+
+def test_same_bytes_from_the_same_seeds(cohort):
+    train(cohort)
+    train(cohort, results="again")
+    for name in ("fold0_seed0.safetensors", "fold2_seed1.safetensors"):
+        assert (cohort / "models" / name).read_bytes() == (cohort / "again" / name).read_bytes()
+
+
+def test_every_test_scan_is_predicted_once_per_seed(cohort, capsys):
+    train(cohort)
+    table = predict(cohort)
+    assert list(table.columns) == [*predict_scans.COLUMNS, "status"]
+    assert len(table) == 2 * (18 * 3 - 1)
+    assert not table.duplicated(["seed", "scan"]).any()
+    assert table["p"].to_numpy() == pytest.approx(1 / (1 + np.exp(-table["logit"])), abs=1e-5)
+    assert set(table["label"]) == {"0", "1"}
+    assert set(table["n_tiles"]) == {6}
+    assert "scanner B: 1 test scans without features are not scored" in capsys.readouterr().err
+    y = table["label"] == "1"
+    assert table.loc[y, "logit"].mean() > table.loc[~y, "logit"].mean()
+
+
+def test_one_scanner_is_refused_for_pairs_and_fine_without(cohort):
+    rows = pd.read_csv(cohort / "splits.tsv", sep="\t", dtype=str, keep_default_na=False)
+    atomic.write_table(cohort / "splits.tsv", rows[rows["scanner"] == "A"])
+    with pytest.raises(SystemExit, match="error: arm 'robust', fold 0: all training scans come from one scanner"):
+        train(cohort)
+    assert len(train(cohort, ARM | {"sampler": "mixed", "embedding_weight": 0, "score_weight": 0})) == 6
+
+
+def test_single_takes_one_scanner(cohort):
+    arm = ARM | {"sampler": "single", "scanner": "B", "embedding_weight": 0, "score_weight": 0}
+    assert len(train(cohort, arm)) == 6
+
+
+@pytest.mark.parametrize("script", ["make_splits", "train_models", "predict_scans"])
+def test_help_needs_no_torch_and_shows_the_command(script):
+    folder = Path(train_models.__file__).parent
+    code = f"import sys\nsys.path.insert(0, {str(folder)!r})\nimport {script}\n"
+    code += f"try:\n    {script}.parse_args(['--help'])\nexcept SystemExit:\n    assert 'torch' not in sys.modules\n"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert f"python scripts/{script}.py" in result.stdout

@@ -1,0 +1,230 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from isoslide import abmil, sampling, splits, training
+from isoslide.bags import Bags
+
+torch.set_num_threads(1)
+
+ARM = {
+    "sampler": "paired",
+    "embedding_weight": 1,
+    "score_weight": 1,
+    "embedding_loss": "info_nce",
+    "score_loss": "mse",
+    "negatives": "other_specimens",
+    "n_negatives": 5,
+    "n_anchors": 128,
+    "temperature": 0.1,
+    "warmup_steps": 0,
+}
+SETTINGS = {
+    "steps": 40,
+    "learning_rate": 0.05,
+    "weight_decay": 0.02,
+    "clip": 20,
+    "checkpoint_every": 10,
+    "selection": "normalised",
+    "head_dropout": "paired",
+}
+
+
+def cohort(n=24, dim=6, signal=2.0, scanners="AB", tiles=8, seed=0):
+    """Splits and bags; the first feature carries the label, the second the scanner."""
+    rng = np.random.default_rng(seed)
+    rows, features = [], []
+    for i in range(n):
+        content = rng.normal(size=(tiles, dim)).astype(np.float32)
+        content[:, 0] += signal * (i % 2)
+        for s, scanner in enumerate(scanners):
+            rows.append(
+                {
+                    "scan": f"S{i:02d}{scanner}",
+                    "scanner": scanner,
+                    "specimen": f"S{i:02d}",
+                    "patient": f"S{i:02d}",
+                    "split": "",
+                    "exclude": "",
+                    "label": "ab"[i % 2],
+                }
+            )
+            features.append(content + np.eye(dim, dtype=np.float32)[1] * s)
+    table = pd.DataFrame(rows)
+    task = {"type": "binary", "label": "label", "positive": "b"}
+    result = splits.make(table, "t", task, {"folds": 3, "tune": 0.25, "seed": 0})
+    bags = Bags(
+        list(table["scan"]),
+        np.concatenate(features),
+        np.arange(len(table) + 1) * tiles,
+        np.tile(np.arange(tiles), len(table)),
+        list(table["specimen"]),
+        [""] * len(table),
+    )
+    return result, bags
+
+
+def run(rows, bags, arm=None, seeds=(0, 1), n_folds=3, shape=None, n_specimens=4, n_tiles=5, **settings):
+    arm = ARM | (arm or {})
+    folds = training.folds(rows, bags, arm, "binary")[:n_folds]
+    models = [training.Model(fold, seed, 2) for fold in folds for seed in seeds]
+    shape = shape or abmil.Shape(bags.dim, 2, width=8, layers=2, attention=4, dropout=0.2)
+    training.train(models, bags, shape, arm, SETTINGS | settings, n_specimens, n_tiles)
+    return models
+
+
+def assert_same(one, other, **tolerance):
+    for name in one.state:
+        torch.testing.assert_close(one.state[name], other.state[name], **tolerance)
+
+
+def test_every_arm_learns_an_easy_task():
+    rows, bags = cohort()
+    for arm in ({}, {"embedding_weight": 0, "score_weight": 0}, {"sampler": "mixed"} | dict.fromkeys(WEIGHTS, 0)):
+        models = run(rows, bags, arm, steps=60, n_folds=2, seeds=(0,))
+        assert [model.status for model in models] == ["ok"] * 2
+        assert np.mean([model.score.metric for model in models]) > 0.9
+        assert all(row["step"] in range(10, 61, 10) for model in models for row in model.curve)
+
+
+WEIGHTS = ("embedding_weight", "score_weight")
+
+
+def test_same_seeds_give_the_same_bits():
+    rows, bags = cohort()
+    for one, other in zip(run(rows, bags, steps=20), run(rows, bags, steps=20), strict=True):
+        assert_same(one, other, atol=0, rtol=0)
+        assert one.curve == other.curve
+
+
+def test_a_model_does_not_depend_on_its_neighbours():
+    rows, bags = cohort()
+    together = run(rows, bags)
+    alone = run(rows, bags, seeds=(1,), n_folds=1)[0]
+    assert_same(together[1], alone, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(together[0].state["head.weight"], together[1].state["head.weight"])
+
+
+def test_arms_of_one_sampler_start_alike_and_see_the_same_batches():
+    rows, bags = cohort()
+    one, other = (run(rows, bags, dict.fromkeys(WEIGHTS, weight), steps=1, checkpoint_every=1) for weight in (0, 1))
+    assert one[0].curve[0]["task"] == other[0].curve[0]["task"]
+    assert math.isnan(one[0].curve[0]["score"])
+    assert other[0].curve[0]["score"] > 0
+    total = other[0].curve[0]
+    assert total["total"] == pytest.approx(total["task"] + total["embedding"] + total["score"], rel=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_warm_up_of_the_weights(warmup):
+    rows, bags = cohort()
+    first = run(rows, bags, {"warmup_steps": warmup}, steps=1, checkpoint_every=1)[0].curve[0]
+    share = 0.1 if warmup else 1.0
+    assert first["total"] == pytest.approx(first["task"] + share * (first["embedding"] + first["score"]), rel=1e-5)
+
+
+def test_optimiser_is_that_of_the_method():
+    """One model against torch's own SGD, one-cycle and clipping, written plainly."""
+    rows, bags = cohort()
+    shape = abmil.Shape(bags.dim, 2, width=8, layers=1, attention=4, dropout=0)
+    clip = 0.05
+    arm = dict.fromkeys(WEIGHTS, 0)
+    model = run(rows, bags, arm, seeds=(3,), n_folds=1, shape=shape, clip=clip, steps=12, selection="last")[0]
+
+    twin = training.Model(model.fold, 3, 2)
+    state = abmil.init(shape, [twin.start])
+    parameters = [state[name].requires_grad_() for name in abmil.trainable(state)]
+    momentum = [torch.zeros_like(parameter) for parameter in parameters]
+    batches = sampling.paired(model.fold.specimens, bags, twin.batches, 4, 5)
+    labels = [specimen.label for specimen in model.fold.specimens]
+    share = torch.tensor([labels.count(1), labels.count(0)]) / len(labels)
+    for step, batch in zip(range(12), batches, strict=False):
+        x = torch.from_numpy(bags.features[batch.rows])
+        logits = abmil.forward(state, shape, x).logits[0]
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels[0]), share)
+        gradients = torch.autograd.grad(loss, parameters)
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        rise = 0.3 * 12 - 1
+        if step <= rise:
+            part = (1 - math.cos(math.pi * step / rise)) / 2
+            lr, inertia = 0.05 / 25 + (0.05 - 0.05 / 25) * part, 0.95 - 0.1 * part
+        else:
+            part = (1 - math.cos(math.pi * (step - rise) / (11 - rise))) / 2
+            lr, inertia = 0.05 + (0.05 / 12500 - 0.05) * part, 0.85 + 0.1 * part
+        with torch.no_grad():
+            for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+                gradient = gradient * min(1, clip / (norm + 1e-6)) + 0.02 * parameter
+                momentum[i] = gradient if step == 0 else inertia * momentum[i] + gradient
+                parameter -= lr * momentum[i]
+    for name, value in state.items():
+        torch.testing.assert_close(model.state[name], value.detach()[0], atol=1e-6, rtol=1e-5)
+
+
+def test_gradients_are_clipped_per_model():
+    parameters = [torch.zeros(2, 3, 4, requires_grad=True), torch.zeros(2, 5, requires_grad=True)]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+        parameter.grad[1] *= 100
+    norms = training.clip(parameters, 20.0)
+    assert norms.tolist() == pytest.approx([math.sqrt(17), 100 * math.sqrt(17)])
+    assert parameters[0].grad[0].unique().tolist() == [1]
+    clipped = torch.cat([parameter.grad[1].flatten() for parameter in parameters]).norm()
+    assert clipped.item() == pytest.approx(20, rel=1e-5)
+
+
+def test_a_model_that_is_not_finite_is_given_up_alone():
+    rows, bags = cohort()
+    fine = run(rows, bags)
+    poisoned = set(fine[0].fold.specimens[0].scans) | set(fine[2].fold.specimens[0].scans)
+    only = [s for s in poisoned if all(s not in sp.scans for m in fine[2:4] for sp in m.fold.specimens)]
+    for scan in only:
+        bags.features[bags.rows(scan)] = np.inf
+    models = run(rows, bags, selection="last")
+    hit = [any(s in sp.scans for sp in model.fold.specimens for s in only) for model in models]
+    assert any(hit)
+    assert not all(hit)
+    for model, bad in zip(models, hit, strict=True):
+        assert (model.status == "non_finite") == bad
+        assert model.reason.startswith("loss or gradient not finite") == bad
+
+
+def test_constant_scores_are_named():
+    rows, bags = cohort(signal=0)
+    models = run(rows, bags, {"score_weight": 1000}, steps=20)
+    assert {model.status for model in models} == {"not_trained"}
+    assert all("a constant guess has 0.693" in model.reason for model in models)
+
+
+def test_the_rule_normalised_prefers_a_trained_checkpoint():
+    rows, bags = cohort()
+    model = run(rows, bags, steps=1, n_folds=1, seeds=(0,))[0]
+    state = {"w": torch.zeros(1, 1)}
+    value = training.selection.Score
+    row = {"step": 1, "task": 0.2}
+    fresh = training.Model(model.fold, 0, 2)
+    fresh.consider(1, state, value(0.9, 0.1, 0.1, 0.001), row, "normalised")
+    assert fresh.status == "collapsed"
+    fresh.consider(2, state, value(0.6, 0.5, 0.1, 0.3), row, "normalised")
+    assert (fresh.status, fresh.step) == ("ok", 2)
+    fresh.consider(3, state, value(0.9, 0.1, 0.1, 0.001), row, "normalised")
+    fresh.consider(4, state, value(0.6, 0.6, 0.1, 0.3), row, "normalised")
+    assert fresh.step == 2
+    fresh.consider(5, state, value(0.6, 0.5, 0.1, 0.3), row, "normalised")
+    assert fresh.step == 5
+    assert len(fresh.curve) == 5
+
+
+def test_padded_and_lonely_specimens_train():
+    rows, bags = cohort()
+    rows = rows[~((rows["scanner"] == "B") & (rows["specimen"] < "S08"))]
+    models = run(rows, bags, n_tiles=12, steps=10)
+    assert all(np.isfinite(model.curve[-1]["total"]) for model in models)
+
+
+@pytest.mark.parametrize("arm", [{"embedding_loss": "mse"}, {"embedding_loss": "cosine"}, {"score_loss": "kl"}])
+def test_other_losses_train(arm):
+    rows, bags = cohort()
+    assert np.isfinite(run(rows, bags, arm, steps=10, n_folds=1)[0].curve[-1]["total"])
