@@ -2,6 +2,7 @@
 
 Example:
     python scripts/evaluate_predictions.py --predictions results/predictions/response/lite0/{paired,robust}.tsv \
+        --models results/models/response/lite0/{paired,robust}/models.tsv \
         --splits results/splits/response.tsv --control paired \
         --settings '{"task": {"type": "binary"}, "evaluation": {"resamples": 1000, "seed": 1, "level": 0.95}}' \
         --metrics metrics.tsv --comparisons comparisons.tsv
@@ -13,9 +14,7 @@ import argparse
 import logging
 from pathlib import Path
 
-import pandas as pd
-
-from isoslide import atomic, cli, evaluation
+from isoslide import atomic, cli, evaluation, status
 
 KINDS = ("binary", "survival")
 
@@ -23,6 +22,9 @@ KINDS = ("binary", "survival")
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("--predictions", type=Path, nargs="+", required=True, help="one table per arm, {arm}.tsv")
+    parser.add_argument(
+        "--models", type=Path, nargs="*", default=[], help="{arm}/models.tsv: models without predictions"
+    )
     parser.add_argument("--splits", type=Path, required=True, help="the task's split table: which scanners are unseen")
     parser.add_argument("--control", required=True, help="arm that the others are compared with")
     parser.add_argument("--settings", type=cli.json_arg, required=True, help='{"task": ..., "evaluation": ...}')
@@ -38,10 +40,11 @@ def main(argv: list[str] | None = None) -> None:
     if kind not in KINDS:
         cli.fail(f"task type {kind!r} is not evaluated (allowed: {', '.join(KINDS)})")
     frames = {path.stem: evaluation.read_predictions(path) for path in args.predictions}
-    splits = pd.read_csv(args.splits, sep="\t", dtype=str, keep_default_na=False)
+    models = {path.parent.name: status.read(path) for path in args.models}
+    unseen = evaluation.unseen_scanners(status.read(args.splits))
     with cli.timed("evaluation"):
         metrics, comparisons = evaluation.evaluate(
-            frames, args.control, kind, args.settings["evaluation"], evaluation.unseen_scanners(splits)
+            frames, args.control, kind, args.settings["evaluation"], unseen, models
         )
     for arm in frames:
         if reason := evaluation.is_collapsed(metrics, arm):

@@ -44,7 +44,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
-    results = run.Run(
+    contents = read_run(args)
+    with cli.timed("page"):
+        page, drawings = report.render(contents)
+    for drawing in drawings:
+        atomic.write_text(args.figures / f"{drawing.name}.svg", standalone(drawing.svg))
+        atomic.write_table(args.figures / f"{drawing.name}.tsv", drawing.table)
+    atomic.write_text(args.output, page)
+    logging.info("%d figures, page of %.1f MB", len(drawings), len(page.encode()) / 1e6)
+
+
+def read_run(args: argparse.Namespace) -> run.Run:
+    """Read every table that the page is written from."""
+    return run.Run(
         config=args.config,
         sheet=sheet.read(args.sheet),
         stages={name: status.read(path) for name, _, path in (text.partition("=") for text in args.status)},
@@ -54,13 +66,6 @@ def main(argv: list[str] | None = None) -> None:
         registrations=args.registrations,
         notes=args.notes,
     )
-    with cli.timed("page"):
-        page, drawings = report.render(results)
-    for drawing in drawings:
-        atomic.write_text(args.figures / f"{drawing.name}.svg", standalone(drawing.svg))
-        atomic.write_table(args.figures / f"{drawing.name}.tsv", drawing.table)
-    atomic.write_text(args.output, page)
-    logging.info("%d figures, page of %.1f MB", len(drawings), len(page.encode()) / 1e6)
 
 
 def read_results(args: argparse.Namespace) -> list[run.Result]:

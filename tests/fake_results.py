@@ -205,7 +205,9 @@ def make_pictures(folder: Path, names: list[str], size: tuple[int, int], rng: np
         image.save(folder / f"{name}.jpg")
 
 
-def write(root: Path, patients: int = 60, arms: tuple[str, ...] = tuple(ARMS)) -> None:
+def write(
+    root: Path, patients: int = 60, arms: tuple[str, ...] = tuple(ARMS), tasks: tuple[str, ...] = tuple(CONFIG["tasks"])
+) -> None:
     """Write sheet and results under `root`, all but the evaluations."""
     results = root / "results"
     sheet = make_sheet(patients)
@@ -217,8 +219,8 @@ def write(root: Path, patients: int = 60, arms: tuple[str, ...] = tuple(ARMS)) -
     rng = np.random.default_rng(0)
     make_pictures(results / "tissue", list(sheet["scan"])[:60], (300, 200), rng)
     make_pictures(results / "registrations", sorted(sheet["specimen"].unique())[:30], (600, 600), rng)
-    for task, settings in CONFIG["tasks"].items():
-        kind = settings["type"]
+    for task in tasks:
+        kind = CONFIG["tasks"][task]["type"]
         splits = make_splits(sheet, kind)
         write_table(results / "splits" / f"{task}.tsv", splits)
         for arm in arms:
@@ -227,6 +229,50 @@ def write(root: Path, patients: int = 60, arms: tuple[str, ...] = tuple(ARMS)) -
             models = results / "models" / task / ENCODER / arm
             write_table(models / "models.tsv", make_models(predictions))
             write_table(models / "curves.tsv", make_curves(arm))
+
+
+def evaluate(root: Path, tasks: tuple[str, ...] = tuple(CONFIG["tasks"])) -> None:
+    """Write the evaluations of the results under `root` with the script that the workflow uses."""
+    import evaluate_predictions
+
+    results = root / "results"
+    for task in tasks:
+        folder = results / "evaluations" / task / ENCODER
+        predictions = sorted((results / "predictions" / task / ENCODER).glob("*.tsv"))
+        evaluate_predictions.main(
+            [
+                "--predictions",
+                *map(str, predictions),
+                "--models",
+                *(str(results / "models" / task / ENCODER / path.stem / "models.tsv") for path in predictions),
+                *("--splits", str(results / "splits" / f"{task}.tsv"), "--control", CONFIG["control"]),
+                *("--settings", json.dumps({"task": CONFIG["tasks"][task], "evaluation": CONFIG["evaluation"]})),
+                *("--metrics", str(folder / "metrics.tsv"), "--comparisons", str(folder / "comparisons.tsv")),
+            ]
+        )
+
+
+def report_arguments(root: Path) -> list[str]:
+    """Return the command line that writes the report of the results under `root` into `root`/out."""
+    results = root / "results"
+
+    def found(pattern: str) -> list[str]:
+        return [str(path) for path in sorted(results.glob(pattern))]
+
+    stages = ("checks", "tissue", "registrations", "tiles/224px_0.5um", f"features/{ENCODER}")
+    return [
+        *("--config", json.dumps(CONFIG), "--sheet", str(root / "config" / "slides.tsv")),
+        *("--status", *(f"{stage}={results / 'status' / stage}.tsv" for stage in stages)),
+        *("--splits", *found("splits/*.tsv")),
+        *("--metrics", *found("evaluations/*/*/metrics.tsv")),
+        *("--comparisons", *found("evaluations/*/*/comparisons.tsv")),
+        *("--predictions", *found("predictions/*/*/*.tsv")),
+        *("--models", *found("models/*/*/*/models.tsv")),
+        *("--curves", *found("models/*/*/*/curves.tsv")),
+        *("--tissue", str(results / "tissue"), "--registrations", str(results / "registrations")),
+        *("--notes", "Scanners and labels of this cohort are SIMULATED.", "The encoder is no pathology model."),
+        *("--output", str(root / "out" / "index.html"), "--figures", str(root / "out" / "figures")),
+    ]
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

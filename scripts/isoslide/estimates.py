@@ -140,6 +140,8 @@ class Units:
 
     def reason(self) -> str:
         """Return why values are missing, if any are, after the note on how they were computed."""
+        if not self.values:
+            return "no model made a prediction"
         if not self.reasons:
             return self.note
         common = pd.Series(list(self.reasons.values())).mode().iloc[0]

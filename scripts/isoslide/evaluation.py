@@ -40,6 +40,7 @@ def evaluate(
     kind: str,
     settings: Mapping[str, Any],
     unseen: tuple[str, ...] = (),
+    models: Mapping[str, pd.DataFrame] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the tables of metrics and of comparisons with the control (columns: `METRIC_COLUMNS`, ...).
 
@@ -49,6 +50,8 @@ def evaluate(
         kind: `binary` or `survival`.
         settings: `resamples`, `seed`, `level`, and optionally `threshold` (default 0.5).
         unseen: scanners that were held out of training altogether.
+        models: table of all models of each arm (`status`), also those that made no prediction; without it, models are
+            counted by their predictions.
     """
     strata = patient_table(frames, kind)
     weights = uncertainty.draw(strata.to_numpy(), settings["resamples"], np.random.default_rng(settings["seed"]))
@@ -58,11 +61,15 @@ def evaluate(
     def estimate(arm: str) -> Estimates:
         return estimate_arm(frames[arm], columns, weights, kind, unseen, settings.get("threshold", 0.5))
 
+    def statuses(arm: str) -> pd.Series:
+        table = models[arm] if models and arm in models else frames[arm].drop_duplicates(["seed", "fold"])
+        return table["status"]
+
     reference = estimate(control) if control in frames else None
     tables, comparisons = [], []
-    for arm, frame in frames.items():
+    for arm in frames:
         estimates = reference if arm == control and reference is not None else estimate(arm)
-        tables += [*metric_rows(arm, estimates, level), *training_rows(arm, frame, estimates, reference)]
+        tables += [*metric_rows(arm, estimates, level), *training_rows(arm, statuses(arm), estimates, reference)]
         if reference is not None and arm != control:
             comparisons += comparison_rows(arm, control, estimates, reference, level)
     return pd.DataFrame(tables, columns=METRIC_COLUMNS), pd.DataFrame(comparisons, columns=COMPARISON_COLUMNS)
@@ -90,14 +97,19 @@ def metric_rows(arm: str, estimates: Estimates, level: float) -> list[dict[str, 
 
 
 def training_rows(
-    arm: str, frame: pd.DataFrame, estimates: Estimates, reference: Estimates | None
+    arm: str, statuses: pd.Series, estimates: Estimates, reference: Estimates | None
 ) -> list[dict[str, Any]]:
     """Return how many models trained (`trained_share`, `n_collapsed`) and the spread against the control's."""
-    statuses = frame.drop_duplicates(["seed", "fold"])["status"]
     bad = int((statuses != OK).sum())
     counts = ", ".join(f"{n} {name}" for name, n in statuses[statuses != OK].value_counts().sort_index().items())
     rows = [
-        _row(arm, "trained_share", value=1 - bad / len(statuses), n=len(statuses), reason=counts),
+        _row(
+            arm,
+            "trained_share",
+            value=1 - bad / len(statuses) if len(statuses) else 0.0,
+            n=len(statuses),
+            reason=counts,
+        ),
         _row(arm, "n_collapsed", value=bad, n=len(statuses), reason=counts),
     ]
     if reference is not None:
@@ -152,7 +164,7 @@ def _gap(scanners: list[dict[int, Floats]]) -> dict[int, Floats]:
 
 
 def _stack(seeds: dict[int, Floats]) -> Floats:
-    return np.array(list(seeds.values()))
+    return np.array(list(seeds.values())) if seeds else np.full((1, 1), np.nan)
 
 
 def _rows(

@@ -35,7 +35,7 @@ STYLE = {
 def colours(names: list[str], control: str = "") -> dict[str, str]:
     """Return a colour for each name: the control is black, the others follow the palette in order."""
     others = [name for name in names if name != control]
-    return {control: BLACK} | {name: OKABE_ITO[i % len(OKABE_ITO)] for i, name in enumerate(others)}
+    return ({control: BLACK} if control else {}) | {n: OKABE_ITO[i % len(OKABE_ITO)] for i, n in enumerate(others)}
 
 
 def forest(rows: pd.DataFrame, title: str, xlabel: str) -> Figure:

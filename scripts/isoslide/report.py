@@ -103,9 +103,9 @@ def forests(run: Run, readings: list[dict[str, Any]], draw: Draw) -> list[Drawin
         (
             "inconsistency",
             "Consistency across scanners",
-            f"change in inconsistency\n← better    against {control}    worse →",
+            f"change in inconsistency against {control}\n← better · worse →",
         ),
-        ("accuracy", "Accuracy", f"change in AUC or c-index\n← worse    against {control}    better →"),
+        ("accuracy", "Accuracy", f"change in AUC or c-index against {control}\n← worse · better →"),
     ):
         rows = table[(table["name"] == "inconsistency") == (name == "inconsistency")][columns].sort_values(
             "task", kind="stable"

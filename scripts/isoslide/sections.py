@@ -146,7 +146,7 @@ def scatters(run: Run, result: Result, prefix: str, draw: Draw) -> list[Drawing]
     """Return score against score for the control and the arms with robustness losses, of the first seed."""
     wanted = [run.config["control"], *robust_arms(run)]
     drawings = []
-    for arm in [name for name in wanted if name in result.predictions][:MAX_SCATTER]:
+    for arm in [name for name in wanted if len(result.predictions.get(name, ()))][:MAX_SCATTER]:
         frame = result.predictions[arm]
         rows = scan_pairs(frame[frame["seed"] == frame["seed"].min()])
         caption = "Each mark is a specimen on two scanners (first seed, test folds together)."

@@ -81,6 +81,7 @@ def readings(
                     "verdict": verdict(row),
                     "reads": f"means nothing: collapsed ({collapsed})" if collapsed else reads,
                     "collapsed": collapsed,
+                    "untrained": value(metrics, arm, "n_collapsed"),
                 }
             )
     return result
@@ -93,6 +94,8 @@ def sentence(rows: list[dict[str, Any]]) -> str:
         text = f"{'; '.join([rows[0]['collapsed'], *accuracy])}. Its robustness figures mean nothing."
     else:
         text = "; ".join(_clause(row) for row in rows) + "."
+        if rows[0]["untrained"] > 0:
+            text += f" {rows[0]['untrained']:.0f} of the models behind this did not train."
     return text[0].upper() + text[1:]
 
 

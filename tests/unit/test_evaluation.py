@@ -151,6 +151,22 @@ def test_a_model_with_non_finite_scores_is_left_out_and_said():
     assert row["reason"] == "over the 14 of 15 models where both have a value"
 
 
+def test_an_arm_without_any_prediction_is_described_all_the_same():
+    frame = predictions("paired")
+    models = {"dead": pd.DataFrame({"status": ["non_finite"] * 15})}
+    table, comparisons = evaluation.evaluate(
+        {"paired": frame, "dead": frame.iloc[:0]}, "paired", "binary", SETTINGS, ("D",), models
+    )
+    rows = table[table["arm"] == "dead"].set_index("metric")
+    assert rows.loc["auc", "reason"].iloc[0] == "no model made a prediction"
+    assert rows.loc["trained_share", "value"] == 0
+    assert rows.loc["n_collapsed", "reason"] == "15 non_finite"
+    assert evaluation.is_collapsed(table, "dead") == "100 % of its models did not train"
+    assert comparisons["difference"].isna().all()
+    alone, _ = evaluation.evaluate({"dead": frame.iloc[:0]}, "paired", "binary", SETTINGS)
+    assert alone["value"].notna().sum() == 2
+
+
 def test_specimens_without_all_scanners_are_used_only_when_no_other_is_there():
     frame = predictions("paired")
     number = frame["patient"].str[1:].astype(int)

@@ -1,0 +1,33 @@
+import fake_results
+import pytest
+
+import write_report
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    fake_results.write(folder, patients=20, arms=("paired", "robust"), tasks=("survival",))
+    fake_results.evaluate(folder, tasks=("survival",))
+    return folder
+
+
+def test_page_figures_and_their_data_are_written(root):
+    write_report.main(fake_results.report_arguments(root))
+    page = (root / "out" / "index.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "SIMULATED" in page
+    svgs = sorted(path.stem for path in (root / "out" / "figures").glob("*.svg"))
+    tables = sorted(path.stem for path in (root / "out" / "figures").glob("*.tsv"))
+    assert svgs == tables
+    assert {"forest-inconsistency", "forest-accuracy", "registration"} <= set(svgs)
+
+
+def test_a_missing_table_leaves_no_page(root):
+    arguments = [
+        word.replace("/robust/models.tsv", "/absent/models.tsv") for word in fake_results.report_arguments(root)
+    ]
+    (root / "out" / "index.html").unlink(missing_ok=True)
+    with pytest.raises(FileNotFoundError):
+        write_report.main(arguments)
+    assert not (root / "out" / "index.html").exists()

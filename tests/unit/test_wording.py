@@ -1,0 +1,105 @@
+import math
+
+import pandas as pd
+import pytest
+
+from isoslide import wording
+
+COLUMNS = ["arm", "control", "metric", "scope", "difference", "low", "high", "n", "reason"]
+
+
+def tables(inconsistency, auc, *, trained=1.0, ratio=1.0, seeds=(0.70, 0.71)):
+    """Return metrics and comparisons of one arm with the given (difference, low, high)."""
+    rows = []
+    for arm, share, spread in (("paired", 1.0, 1.0), ("robust", trained, ratio)):
+        for metric, value in (("auc", 0.7), ("inconsistency", 0.4), ("trained_share", share), ("spread_ratio", spread)):
+            rows.append((arm, metric, "pooled", "mean", value))
+        rows.append((arm, "n_collapsed", "pooled", "mean", round(15 * (1 - share))))
+        rows += [(arm, metric, "pooled", str(i), v) for metric in ("auc", "inconsistency") for i, v in enumerate(seeds)]
+    metrics = pd.DataFrame(rows, columns=["arm", "metric", "scope", "seed", "value"])
+    changes = [
+        ("robust", "paired", metric, "pooled", *change, 60, "only one class")
+        for metric, change in (("auc", auc), ("inconsistency", inconsistency))
+    ]
+    return metrics, pd.DataFrame(changes, columns=COLUMNS)
+
+
+def read(*args, **kwargs):
+    return wording.readings(*tables(*args, **kwargs), ("inconsistency", "auc"), 0.95)
+
+
+def test_a_difference_is_named_only_when_the_interval_excludes_zero():
+    rows = read((-0.1, -0.2, -0.05), (0.02, -0.01, 0.05))
+    assert [row["verdict"] for row in rows] == ["more consistent", "no difference shown"]
+    assert wording.short(rows) == "more consistent; AUC: no difference shown"
+    assert wording.sentence(rows) == (
+        "Inconsistency 0.400 against 0.400, change −0.100 (95 % interval −0.200 to −0.050): more consistent, the "
+        "interval excludes 0; AUC 0.700 against 0.700, change +0.020 (95 % interval −0.010 to +0.050): no difference "
+        "shown."
+    )
+
+
+def test_bad_results_are_said_as_plainly_as_good_ones():
+    rows = read((0.1, 0.05, 0.2), (-0.1, -0.2, -0.05))
+    assert wording.short(rows) == "less consistent; AUC: worse"
+    assert wording.summary("robust", "paired", [("response", rows)]) == (
+        "robust against paired: less consistent in response; accuracy worse in response."
+    )
+
+
+def test_an_interval_that_touches_zero_shows_nothing():
+    assert [row["verdict"] for row in read((-0.1, -0.2, 0.0), (0.1, 0.0, 0.2))] == ["no difference shown"] * 2
+
+
+def test_a_change_below_the_spread_over_seeds_is_qualified():
+    rows = read((-0.1, -0.2, -0.05), (0.02, 0.01, 0.03), seeds=(0.6, 0.8))
+    assert rows[1]["reads"] == "better, but less than the spread over seeds (0.141)"
+    assert "better, the interval excludes 0, but the change is smaller than the spread over seeds" in wording.sentence(
+        rows
+    )
+
+
+def test_a_collapsed_arm_is_never_praised():
+    for collapsed in ({"trained": 0.2}, {"ratio": 0.1}):
+        rows = read((-0.3, -0.4, -0.2), (0.0, -0.1, 0.1), **collapsed)
+        assert wording.short(rows) == "collapsed"
+        assert wording.sentence(rows).endswith("AUC is 0.700. Its robustness figures mean nothing.")
+        assert (
+            wording.summary("robust", "paired", [("response", rows)]) == "robust against paired: collapsed in response."
+        )
+        assert all(row["reads"].startswith("means nothing: collapsed") for row in rows)
+
+
+def test_models_that_did_not_train_are_counted_in_the_sentence():
+    rows = read((-0.1, -0.2, -0.05), (0.0, -0.1, 0.1), trained=0.8)
+    assert wording.sentence(rows).endswith("3 of the models behind this did not train.")
+
+
+def test_what_is_not_available_says_why():
+    rows = read((math.nan,) * 3, (0.0, -0.1, 0.1))
+    assert wording.short(rows) == "inconsistency not available: only one class; AUC: no difference shown"
+    assert "inconsistency not available: only one class" in wording.sentence(rows).lower()
+
+
+def test_many_cases_are_counted():
+    rows = read((-0.1, -0.2, -0.05), (0.0, -0.1, 0.1))
+    dead = read((-0.1, -0.2, -0.05), (0.0, -0.1, 0.1), trained=0.0)
+    text = wording.summary("robust", "paired", [(f"t{i}", rows) for i in range(5)] + [("t6", dead)])
+    assert text == (
+        "robust against paired: more consistent in 5 of 6; no difference in accuracy shown in 5 of 6; "
+        "collapsed in 1 of 6."
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "text"),
+    [
+        (0.1234, False, "0.123"),
+        (-0.1234, False, "−0.123"),
+        (0.1, True, "+0.100"),
+        (-0.0001, True, "0.000"),
+        (math.nan, False, "–"),
+    ],
+)
+def test_numbers(value, sign, text):
+    assert wording.number(value, sign=sign) == text
