@@ -70,8 +70,8 @@ def slide(
         image[n:-n, n:-n] = inner
     if noise:
         tile = np.random.default_rng(seed).normal(0, noise, (256, 256, 3)).astype(np.float32)
-        repeats = (height // 256 + 1, width // 256 + 1, 1)
-        image = np.clip(image + np.tile(tile, repeats)[:height, :width], 0, 255)
+        image += cv2.repeat(tile, height // 256 + 1, width // 256 + 1)[:height, :width]
+        np.clip(image, 0, 255, out=image)
     write(path, np.round(image).astype(np.uint8), mpp if with_mpp else None, flat)
     return path
 
