@@ -29,11 +29,11 @@ def training_counts(splits: pd.DataFrame, kind: str) -> pd.DataFrame:
 
 
 def association(splits: pd.DataFrame, sheet: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return Cramér's V of class with scanner, and with site, over the scans that are trained or selected on."""
+    """Return Cramér's V of class with scanner, and with site if the sheet has any, over the scans in training."""
     used = splits[splits["role"].isin(("train", "tune")) & (splits["class"] != "")].drop_duplicates("scan")
     used = used.merge(sheet[["scan", "site"]], on="scan", how="left")
     rows = []
-    for column in ("scanner", "site"):
+    for column in ("scanner", "site") if (used["site"] != "").any() else ("scanner",):
         try:
             rows.append({"with": column, "value": metrics.cramers_v(used["class"], used[column]), "reason": ""})
         except metrics.Undefined as undefined:

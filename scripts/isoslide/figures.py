@@ -6,6 +6,7 @@ arm is black. Figures are made without pyplot: no global state, nothing to close
 """
 
 import io
+import itertools
 import re
 
 import matplotlib
@@ -98,7 +99,7 @@ def scatter(rows: pd.DataFrame, title: str) -> Figure:
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         pairs = sorted(rows["pair"].unique())
-        for (pair, colour), marker in zip(colours(pairs, "").items(), "." + MARKERS, strict=False):
+        for (pair, colour), marker in zip(colours(pairs, "").items(), itertools.cycle(MARKERS), strict=False):
             ours = rows[rows["pair"] == pair]
             if len(ours):
                 axes.plot(ours["first"], ours["second"], marker, color=colour, markersize=3.6, alpha=0.65, label=pair)

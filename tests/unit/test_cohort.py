@@ -32,7 +32,8 @@ def test_association_is_that_of_the_scans_in_training():
     found = {row["with"]: row for row in cohort.association(splits, SHEET)}
     used = SHEET[(SHEET["split"] != "test") & (SHEET["exclude"] == "")]
     assert found["scanner"]["value"] == pytest.approx(metrics.cramers_v(used["response"], used["scanner"]))
-    assert found["site"]["reason"] == "only one category"
+    assert set(found) == {"scanner"}
+    assert cohort.association(splits, SHEET.assign(site="north"))[1]["reason"] == "only one category"
     counts = cohort.training_counts(splits, "binary")
     assert counts["scans"].sum() == len(used)
     assert "D" not in set(counts["scanner"])
