@@ -82,25 +82,44 @@ rule splits:
 rule models:
     """Stage: task models, every arm, fold and seed."""
     input:
-        expand("results/models/{task}/{encoder}/{arm}/models.tsv", task=TASKS, encoder=ENCODERS, arm=ARMS),
+        expand(
+            "results/models/{task}/{encoder}/{arm}/models.tsv",
+            task=TASKS,
+            encoder=ENCODERS,
+            arm=ARMS,
+        ),
 
 
 rule predictions:
     """Stage: scores of the test scans."""
     input:
-        expand("results/predictions/{task}/{encoder}/{arm}.tsv", task=TASKS, encoder=ENCODERS, arm=ARMS),
+        expand(
+            "results/predictions/{task}/{encoder}/{arm}.tsv",
+            task=TASKS,
+            encoder=ENCODERS,
+            arm=ARMS,
+        ),
 
 
 rule evaluations:
     """Stage: metrics with intervals, and arms compared with the control."""
     input:
-        expand("results/evaluations/{task}/{encoder}/metrics.tsv", task=TASKS, encoder=ENCODERS),
+        expand(
+            "results/evaluations/{task}/{encoder}/metrics.tsv",
+            task=TASKS,
+            encoder=ENCODERS,
+        ),
 
 
 rule heatmaps:
     """Stage: attention maps of the scans named in the config."""
     input:
-        expand("results/heatmaps/{task}/{encoder}/{arm}/status.tsv", task=TASKS, encoder=ENCODERS, arm=ARMS),
+        expand(
+            "results/heatmaps/{task}/{encoder}/{arm}/status.tsv",
+            task=TASKS,
+            encoder=ENCODERS,
+            arm=ARMS,
+        ),
 
 
 # Named `report` on the command line too: the page, not snakemake's own report.

@@ -23,7 +23,9 @@ def scripts(name):
 REGISTRY_FILE = at_base("resources/encoders.yaml")
 
 try:
-    config = configuration.complete(config, os.path.join(workflow.basedir, "workflow/schemas/config.schema.yaml"))
+    config = configuration.complete(
+        config, os.path.join(workflow.basedir, "workflow/schemas/config.schema.yaml")
+    )
     REGISTRY = registry.load(REGISTRY_FILE)
     configuration.check(config, REGISTRY)
     SHEET = sheet.read(config["sheet"])
@@ -60,12 +62,18 @@ def rows_of_batch(wildcards):
 def demo_of_batch(wildcards):
     """The demo's manifest if scans of the batch are the demo's, which are made before they are checked."""
     paths = BATCHES[wildcards.batch]["path"]
-    return ["results/demo/manifest.tsv"] if paths.str.startswith(sheet.DEMO_SLIDES).any() else []
+    return (
+        ["results/demo/manifest.tsv"]
+        if paths.str.startswith(sheet.DEMO_SLIDES).any()
+        else []
+    )
 
 
 def rows_of_task(wildcards):
     """The columns of the sheet that the folds of a task depend on, as text."""
-    return sheet.included(SHEET)[sheet.split_columns(config["tasks"][wildcards.task])].to_csv(index=False)
+    return sheet.included(SHEET)[
+        sheet.split_columns(config["tasks"][wildcards.task])
+    ].to_csv(index=False)
 
 
 def settings(*names):

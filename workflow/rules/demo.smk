@@ -5,7 +5,12 @@ rule make_demo:
     """Render the demo specimens on four simulated scanners."""
     input:
         script=scripts("make_demo.py"),
-        modules=[scripts("isoslide/demo.py"), scripts("isoslide/demo_tissue.py"), scripts("isoslide/demo_scanners.py")],
+        modules=[
+            scripts("isoslide/demo.py"),
+            scripts("isoslide/demo_tissue.py"),
+            scripts("isoslide/demo_scanners.py"),
+            scripts("isoslide/demo_slides.py"),
+        ],
         slide=at_base("resources/CMU-1-Small-Region.svs"),
     output:
         "results/demo/manifest.tsv",

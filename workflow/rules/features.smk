@@ -3,7 +3,9 @@
 
 def tiles_of_encoder(wildcards):
     """Status table of the batch's tiles in the view that the encoder wants."""
-    return f"results/status/tiles/{REGISTRY[wildcards.encoder].tile}/{wildcards.batch}.tsv"
+    return (
+        f"results/status/tiles/{REGISTRY[wildcards.encoder].tile}/{wildcards.batch}.tsv"
+    )
 
 
 def gate_of_encoder(wildcards):
@@ -15,7 +17,11 @@ rule extract_features:
     """Encode the tiles of a batch of scans with one encoder."""
     input:
         script=scripts("extract_features.py"),
-        modules=[scripts("isoslide/encoders.py"), scripts("isoslide/features.py"), scripts("isoslide/slide.py")],
+        modules=[
+            scripts("isoslide/encoders.py"),
+            scripts("isoslide/features.py"),
+            scripts("isoslide/slide.py"),
+        ],
         checks="results/status/checks/{batch}.tsv",
         tiles=tiles_of_encoder,
         gate=gate_of_encoder,

@@ -28,7 +28,11 @@ rule train_models:
         runtime=lambda wc, attempt: 240 * attempt,
     params:
         settings=lambda wc: json.dumps(
-            {"task": config["tasks"][wc.task], "arm": config["arms"][wc.arm], "training": config["training"]}
+            {
+                "task": config["tasks"][wc.task],
+                "arm": config["arms"][wc.arm],
+                "training": config["training"],
+            }
         ),
     shell:
         """

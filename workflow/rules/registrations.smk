@@ -5,7 +5,13 @@ rule register_scans:
     """Lay the scans of each specimen of a batch onto its reference scan."""
     input:
         script=scripts("register_scans.py"),
-        modules=[scripts("isoslide/registration.py"), scripts("isoslide/slide.py")],
+        modules=[
+            scripts("isoslide/registration.py"),
+            scripts("isoslide/registration_coarse.py"),
+            scripts("isoslide/registration_quality.py"),
+            scripts("isoslide/registration_specimen.py"),
+            scripts("isoslide/slide.py"),
+        ],
         checks="results/status/checks/{batch}.tsv",
         tissue="results/status/tissue/{batch}.tsv",
     output:

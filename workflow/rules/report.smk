@@ -1,1 +1,107 @@
-"""Report."""
+"""Report. In: every table made so far. Out: one self-contained page, and its figures one by one."""
+
+STAGES = {
+    "checks": ["results/status/checks.tsv"],
+    "tissue": ["results/status/tissue.tsv"],
+    "registrations": ["results/status/registrations.tsv"],
+    "tiles": expand("results/status/tiles/{tile}.tsv", tile=TILES),
+    "features": expand("results/status/features/{encoder}.tsv", encoder=ENCODERS),
+}
+
+
+def notes():
+    """What a reader must know before any number: lines for the banner of the page."""
+    lines = []
+    if SHEET["path"].str.startswith(sheet.DEMO_SLIDES).any():
+        lines.append(
+            "The demo cohort is simulated: tissue pieces of one real slide, put together at random, looked at by four "
+            "simulated scanners; labels and survival times follow the simulated tissue. It shows that the method runs "
+            "and what it changes here. It says nothing about real scanners or patients."
+        )
+    for encoder in ENCODERS:
+        if not REGISTRY[encoder].pathology:
+            lines.append(f"Encoder {encoder}: {REGISTRY[encoder].name}.")
+    return lines
+
+
+rule write_report:
+    """Write the page that people read."""
+    input:
+        script=scripts("write_report.py"),
+        modules=[
+            scripts("isoslide/figures.py"),
+            scripts("isoslide/report.py"),
+            scripts("isoslide/sections.py"),
+        ],
+        template=[
+            scripts("isoslide/page/page.html.j2"),
+            scripts("isoslide/page/page.css"),
+        ],
+        sheet=config["sheet"],
+        status=[table for tables in STAGES.values() for table in tables],
+        splits=expand("results/splits/{task}.tsv", task=TASKS),
+        metrics=expand(
+            "results/evaluations/{task}/{encoder}/metrics.tsv",
+            task=TASKS,
+            encoder=ENCODERS,
+        ),
+        comparisons=expand(
+            "results/evaluations/{task}/{encoder}/comparisons.tsv",
+            task=TASKS,
+            encoder=ENCODERS,
+        ),
+        predictions=expand(
+            "results/predictions/{task}/{encoder}/{arm}.tsv",
+            task=TASKS,
+            encoder=ENCODERS,
+            arm=ARMS,
+        ),
+        models=expand(
+            "results/models/{task}/{encoder}/{arm}/models.tsv",
+            task=TASKS,
+            encoder=ENCODERS,
+            arm=ARMS,
+        ),
+        curves=expand(
+            "results/models/{task}/{encoder}/{arm}/curves.tsv",
+            task=TASKS,
+            encoder=ENCODERS,
+            arm=ARMS,
+        ),
+    output:
+        report(
+            "results/report/index.html",
+            caption="../report/page.rst",
+            category="Report",
+        ),
+    log:
+        "results/logs/write_report.log",
+    benchmark:
+        "results/benchmarks/write_report.tsv"
+    localrule: True
+    conda:
+        "../../envs/base.yaml"
+    params:
+        config=json.dumps(config),
+        stages=[
+            f"{stage}={table}" for stage, tables in STAGES.items() for table in tables
+        ],
+        notes=notes(),
+    shell:
+        """
+        python {input.script:q} \
+            --config {params.config:q} \
+            --sheet {input.sheet:q} \
+            --status {params.stages:q} \
+            --splits {input.splits:q} \
+            --metrics {input.metrics:q} \
+            --comparisons {input.comparisons:q} \
+            --predictions {input.predictions:q} \
+            --models {input.models:q} \
+            --curves {input.curves:q} \
+            --tissue results/tissue \
+            --registrations results/registrations \
+            --notes {params.notes:q} \
+            --figures results/report/figures \
+            --output {output:q} &>{log:q}
+        """

@@ -11,12 +11,14 @@ rule make_splits:
         "results/splits/{task}.tsv",
     log:
         "results/logs/make_splits/{task}.log",
+    localrule: True
     conda:
         "../../envs/base.yaml"
-    localrule: True
     params:
         rows=rows_of_task,
-        settings=lambda wc: json.dumps({"task": config["tasks"][wc.task], "splits": config["splits"]}),
+        settings=lambda wc: json.dumps(
+            {"task": config["tasks"][wc.task], "splits": config["splits"]}
+        ),
     shell:
         """
         python {input.script:q} \

@@ -20,9 +20,9 @@ rule collect_status:
         "results/logs/collect_status/{stage}.log",
     wildcard_constraints:
         stage=r"checks|tissue|registrations|(tiles|features)/[^/]+",
+    localrule: True
     conda:
         "../../envs/base.yaml"
-    localrule: True
     params:
         on_bad_slide=config["on_bad_slide"],
         n_scans=sum(len(rows) for rows in BATCHES.values()),

@@ -14,7 +14,7 @@ rule tile_scans:
     """Lay the grid of each specimen of a batch and carry it to all its scans."""
     input:
         script=scripts("tile_scans.py"),
-        modules=[scripts("isoslide/grid.py")],
+        modules=[scripts("isoslide/grid.py"), scripts("isoslide/geojson.py")],
         checks="results/status/checks/{batch}.tsv",
         tissue="results/status/tissue/{batch}.tsv",
         registrations="results/status/registrations/{batch}.tsv",

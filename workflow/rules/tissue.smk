@@ -5,7 +5,11 @@ rule segment_tissue:
     """Outline the tissue of a batch of scans at low resolution."""
     input:
         script=scripts("segment_tissue.py"),
-        modules=[scripts("isoslide/tissue.py"), scripts("isoslide/slide.py")],
+        modules=[
+            scripts("isoslide/tissue.py"),
+            scripts("isoslide/geojson.py"),
+            scripts("isoslide/slide.py"),
+        ],
         checks="results/status/checks/{batch}.tsv",
         gate=ancient("results/status/checks.tsv"),
     output:

@@ -1,0 +1,118 @@
+"""What would run, and what is refused before anything runs: `snakemake -n` as a user types it."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def snakemake(*arguments, folder=ROOT):
+    command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def job_counts(text):
+    """{rule: jobs} of the last job table that snakemake prints."""
+    table = text.rsplit("Job stats:", 1)[1]
+    return {name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", table, flags=re.MULTILINE)}
+
+
+def overlay(folder, **changes):
+    path = folder / "over.yaml"
+    path.write_text(yaml.safe_dump(changes))
+    return ["--configfile", str(ROOT / "config/config.yaml"), str(path)]
+
+
+def copy_sheet(folder, edit):
+    """The demo's sheet, changed; under its usual path, so that the default configuration finds it."""
+    table = pd.read_csv(ROOT / "config/slides.tsv", sep="\t", dtype=str, keep_default_na=False)
+    (folder / "config").mkdir()
+    edit(table).to_csv(folder / "config/slides.tsv", sep="\t", index=False)
+
+
+def test_jobs_of_the_demo(tmp_path):
+    copy_sheet(tmp_path, lambda table: table)
+    done = snakemake("-n", "--quiet", "rules", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    counts = job_counts(done.stdout + done.stderr)
+    n_batches = counts["check_slides"]
+    assert {counts[name] for name in ("segment_tissue", "register_scans", "tile_scans", "extract_features")} == {
+        n_batches
+    }
+    assert (counts["make_demo"], counts["make_splits"]) == (1, 2)
+    assert (counts["train_models"], counts["predict_scans"]) == (8, 8)  # two tasks, four arms, one encoder
+    assert counts["evaluate_predictions"] == 2
+    assert counts["write_report"] == 1
+
+
+def test_more_encoders_share_tiles_of_the_same_view(tmp_path):
+    copy_sheet(tmp_path, lambda table: table)
+    more = overlay(tmp_path, encoders=["efficientnet_lite0", "h_optimus_0", "virchow2", "uni"])
+    done = snakemake("-n", "--quiet", "rules", *more, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    counts = job_counts(done.stdout + done.stderr)
+    assert counts["tile_scans"] == 2 * counts["check_slides"]  # 224 px and 256 px
+    assert counts["extract_features"] == 4 * counts["check_slides"]
+    assert counts["train_models"] == 4 * 8
+
+
+def lines_of_error(done):
+    assert done.returncode == 1
+    return [line for line in done.stderr.splitlines() if line.strip()]
+
+
+BAD_SHEETS = {
+    "duplicate scan": (
+        lambda table: pd.concat([table, table.iloc[[3]]]),
+        r"error: config/slides.tsv lines 5, \d+: scan '\S+' stands 2 times: give every scan an id of its own",
+    ),
+    "missing path": (
+        lambda table: table.assign(path=["/gone/a.svs", *table["path"][1:]]),
+        r"error: config/slides.tsv line 2: scan '\S+': no file '/gone/a.svs': correct the path, or",
+    ),
+    "absent label": (
+        lambda table: table.drop(columns="response"),
+        r"error: config tasks.response.label: no column 'response' in config/slides.tsv; it has .*: name one of them",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SHEETS)
+def test_a_bad_sheet_is_refused_in_one_line(tmp_path, name):
+    edit, message = BAD_SHEETS[name]
+    copy_sheet(tmp_path, edit)
+    lines = lines_of_error(snakemake("-n", folder=tmp_path))
+    assert len(lines) == 1
+    assert re.match(message, lines[0])
+
+
+def test_an_unknown_key_is_refused_in_one_line(tmp_path):
+    copy_sheet(tmp_path, lambda table: table)
+    lines = lines_of_error(snakemake("-n", *overlay(tmp_path, tisue={"um_per_px": 4}), folder=tmp_path))
+    assert len(lines) == 1
+    assert re.match(r"error: config tisue: unknown key \(value .*\): use one of \[.*'tissue'", lines[0])
+
+
+def test_slurm_profile_asks_for_what_the_rules_need(tmp_path):
+    copy_sheet(tmp_path, lambda table: table)
+    profile = ["--profile", str(ROOT / "workflow/profiles/slurm"), "--workflow-profile", "none"]
+    done = snakemake("-n", "features", *profile, *overlay(tmp_path, device="cuda"), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    jobs = re.split(r"\n(?=(?:local)?rule )", done.stdout + done.stderr)
+    features = [job for job in jobs if job.startswith("rule extract_features")]
+    others = [job for job in jobs if job.startswith(("rule check_slides", "rule segment_tissue"))]
+    assert features
+    assert all(re.search(r"resources:.*\bgpu=1\b", job) for job in features)
+    assert others
+    assert not any("gpu=" in job for job in others)
+    assert all(re.search(r"resources:.*\bmem_mb=\d+.*\bruntime=\d+", job) for job in others)
+
+
+def test_lint():
+    done = snakemake("--lint")
+    assert done.returncode == 0, done.stderr
