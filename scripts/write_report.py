@@ -59,13 +59,21 @@ def read_run(args: argparse.Namespace) -> run.Run:
     return run.Run(
         config=args.config,
         sheet=sheet.read(args.sheet),
-        stages={name: status.read(path) for name, _, path in (text.partition("=") for text in args.status)},
+        stages=read_stages(args.status),
         splits={path.stem: status.read(path) for path in args.splits},
         results=read_results(args),
         tissue=args.tissue,
         registrations=args.registrations,
         notes=args.notes,
     )
+
+
+def read_stages(texts: list[str]) -> dict[str, pd.DataFrame]:
+    """Read STAGE=TABLE; a stage with several tables (an encoder each) becomes `stage (table)`."""
+    pairs = [(name, Path(path)) for name, _, path in (text.partition("=") for text in texts)]
+    names = [name for name, _ in pairs]
+    titles = [f"{name} ({path.stem})" if names.count(name) > 1 else name for name, path in pairs]
+    return {title: status.read(path) for title, (_, path) in zip(titles, pairs, strict=True)}
 
 
 def read_results(args: argparse.Namespace) -> list[run.Result]:

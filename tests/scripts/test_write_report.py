@@ -31,3 +31,9 @@ def test_a_missing_table_leaves_no_page(root):
     with pytest.raises(FileNotFoundError):
         write_report.main(arguments)
     assert not (root / "out" / "index.html").exists()
+
+
+def test_a_stage_with_several_tables_keeps_them_apart(root):
+    folder = root / "results" / "status"
+    texts = [f"checks={folder}/checks.tsv", f"features={folder}/tissue.tsv", f"features={folder}/checks.tsv"]
+    assert list(write_report.read_stages(texts)) == ["checks", "features (tissue)", "features (checks)"]
