@@ -18,6 +18,7 @@ SCORE_LOSSES = ("mse", "softmax_mse", "kl", "logit_difference")
 EMBEDDING_LOSSES = ("info_nce", "mse", "cosine")
 # Up to this many anchors one matrix product of all similarities is quicker than gathering the negatives' rows.
 DENSE_ANCHORS = 512
+SHORTEST = 1e-12  # length that a zero vector is given
 
 
 @dataclass(frozen=True)
@@ -130,17 +131,14 @@ def info_nce(h1: Tensor, h2: Tensor, draws: Draws, temperature: float = 0.1) -> 
     Returns:
         (M,) loss; 0 for a model without anchors.
     """
-    z = (F.normalize(h1, dim=-1), F.normalize(h2, dim=-1))
-    losses = []
-    for d in (0, 1):
-        anchor, other = (_at_positions(z[side], draws.positions[:, d]) for side in (d, 1 - d))
-        positive = (anchor * other).sum(-1)
-        negative = _similarities(anchor, draws.negatives[:, d])
-        if not bool(draws.used[:, d].all()):
-            negative = negative.masked_fill(~draws.used[:, d], float("-inf"))
-        logits = torch.cat((positive.unsqueeze(-1), negative), -1) / temperature
-        losses.append(_masked_mean(torch.logsumexp(logits, -1) - logits[..., 0], draws.anchors[:, d]))
-    return (losses[0] + losses[1]) / 2
+    own, size, positive = _anchors(torch.stack((h1, h2), 1), draws.positions)
+    # Lengths divide the few products that are used, not the vectors: fewer passes over the embeddings.
+    lengths = size.unsqueeze(-1) * size.gather(2, draws.negatives.flatten(2)).view_as(draws.negatives)
+    negative = _products(own, draws.negatives) / lengths
+    if not bool(draws.used.all()):
+        negative = negative.masked_fill(~draws.used, float("-inf"))
+    logits = torch.cat((positive.unsqueeze(-1), negative), -1) / temperature
+    return _masked_mean(torch.logsumexp(logits, -1) - logits[..., 0], draws.anchors).mean(-1)
 
 
 def allowed_specimens(mode: str, patients: np.ndarray, scanners: np.ndarray) -> np.ndarray:
@@ -242,23 +240,40 @@ def _subsets(uniform: np.ndarray, available: np.ndarray, sizes: np.ndarray) -> n
     return picks
 
 
-def _at_positions(z: Tensor, positions: Tensor) -> Tensor:
-    """Return the rows (M, B * P, E) of the chosen columns of the tile axis."""
-    m, b, t, e = z.shape
+def _anchors(h: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the rows at the chosen tile positions, their lengths, and their cosines with the other scan.
+
+    Args:
+        h: (M, D, B, T, E) embeddings of both scans.
+        positions: (M, D, P).
+
+    Returns:
+        (M, D, B * P, E), (M, D, B * P) and (M, D, B * P).
+    """
+    m, d, b, t, e = h.shape
     p = positions.shape[-1]
-    if p == t:  # all take part, in order
-        return z.reshape(m, b * t, e)
-    index = positions[:, None, :, None].expand(m, b, p, e)
-    return z.gather(2, index).reshape(m, b * p, e)
+    if p == t:  # all take part, in order, and both directions have the same positives
+        own = h.reshape(m, d, b * t, e)
+        size = _lengths(own)
+        cosine = (own[:, 0] * own[:, 1]).sum(-1) / (size[:, 0] * size[:, 1])
+        return own, size, cosine.unsqueeze(1).expand(m, d, b * t)
+    index = positions[:, :, None, :, None].expand(m, d, b, p, e)
+    own, other = (side.gather(3, index).reshape(m, d, b * p, e) for side in (h, h.flip(1)))
+    size = _lengths(own)
+    return own, size, (own * other).sum(-1) / (size * _lengths(other))
 
 
-def _similarities(anchor: Tensor, negatives: Tensor) -> Tensor:
-    """Return the cosines (M, N, K) of unit rows (M, N, E) with the rows that `negatives` (M, N, K) names."""
-    m, n, e = anchor.shape
+def _lengths(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=-1).clamp(min=SHORTEST)
+
+
+def _products(rows: Tensor, negatives: Tensor) -> Tensor:
+    """Return the dot products (M, D, N, K) of rows (M, D, N, E) with the rows that `negatives` (M, D, N, K) names."""
+    m, d, n, e = rows.shape
     if n <= DENSE_ANCHORS or negatives.shape[-1] > n // 8:
-        return torch.bmm(anchor, anchor.transpose(1, 2)).gather(2, negatives)
-    index = (negatives + torch.arange(m, device=negatives.device)[:, None, None] * n).flatten()
-    return (anchor.reshape(m * n, e)[index].view(m, n, -1, e) * anchor.unsqueeze(2)).sum(-1)
+        return (rows @ rows.transpose(2, 3)).gather(3, negatives)
+    first = torch.arange(m * d, device=negatives.device).view(m, d, 1, 1) * n
+    return (rows.reshape(-1, e)[(negatives + first).flatten()].view(m, d, n, -1, e) * rows.unsqueeze(3)).sum(-1)
 
 
 def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
