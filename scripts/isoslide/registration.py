@@ -24,6 +24,8 @@ IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 MARGIN_UM = 150.0  # around the tissue's box, so that patches at its edge lie in the picture
 DETAIL_PX = 25  # structures larger than this are removed before patches are compared: nuclei count, stain does not
 SEARCH_PX = 24  # how far a patch may be off, to each side
+GLASS_SD = 4.0  # grey levels; noise of empty glass stays below, pale tissue passes 6
+EMPTY_SD = 1.0  # correlations of less are 0 / 0
 FEW_PATCHES = 12
 ROUGH_PATCHES = 16  # per round before the last
 MAX_CHANGE = 0.1  # of a map's scale and angle in one round; more is a chance fit
@@ -148,23 +150,25 @@ def measure(
 ) -> Matches:
     """Find the reference's patches in the other scan, near where the map puts them.
 
-    Patches that the map puts (partly) outside the other scan are left out. With `null`, each patch is also sought at
-    other patches' places.
+    Patches that show only glass on the reference, or that the map puts outside the other scan, are left out. With
+    `null`, each patch is also sought at another patch's place.
     """
-    size, places = patches(reference, um_per_px, settings)
-    places = places[inside(other.size_um, affine, places, size * um_per_px)]
-    centre = np.full(2, size / 2)
-    fixed, moving = [], []
-    for place in places:
-        to_reference = np.column_stack([np.eye(2) * um_per_px, place - centre * um_per_px])
-        patch = _detail(reference.grey(to_reference, (size, size)))
-        fixed.append(patch[SEARCH_PX:-SEARCH_PX, SEARCH_PX:-SEARCH_PX])
-        moving.append(_detail(other.grey(compose(affine, to_reference), (size, size))))
-    results = np.array([match(a, b) for a, b in zip(fixed, moving, strict=True)]).reshape(-1, 3)
-    found = apply(affine, places + results[:, :2] * um_per_px)
-    shift = len(places) // 2  # a place far away: neighbours in the order of `spread` are far apart, but not always
-    chance = [match(fixed[i], moving[i - shift])[2] for i in range(len(places))] if null and shift else []
-    return Matches(places, found, results[:, 2], np.array(chance))
+    side, centres = patches(reference, um_per_px, settings)
+    places, fixed, moving = [], [], []
+    for place in centres[inside(other.size_um, affine, centres, side * um_per_px)]:
+        to_reference = np.column_stack([np.eye(2) * um_per_px, place - side / 2 * um_per_px])
+        patch = _detail(reference.grey(to_reference, (side, side)))[SEARCH_PX:-SEARCH_PX, SEARCH_PX:-SEARCH_PX]
+        if patch.std() < GLASS_SD:
+            continue
+        places.append(place)
+        fixed.append(patch)
+        moving.append(_detail(other.grey(compose(affine, to_reference), (side, side))))
+    n = len(places)
+    results = np.array([match(a, b) for a, b in zip(fixed, moving, strict=True)]).reshape(n, 3)
+    middles = np.array(places).reshape(n, 2)
+    found = apply(affine, middles + results[:, :2] * um_per_px)
+    chance = [match(fixed[i], moving[i - n // 2])[2] for i in range(n)] if null and n > 1 else []
+    return Matches(middles, found, results[:, 2], np.array(chance))
 
 
 def match(fixed: np.ndarray, moving: np.ndarray) -> tuple[float, float, float]:
@@ -173,11 +177,11 @@ def match(fixed: np.ndarray, moving: np.ndarray) -> tuple[float, float, float]:
     Normalised cross-correlation, to a fraction of a pixel by a parabola through the peak and its neighbours; (0, 0, 0)
     where either image is empty.
     """
-    if fixed.std() < 1 or moving.std() < 1:  # grey levels: white glass
+    if fixed.std() < EMPTY_SD or moving.std() < EMPTY_SD:
         return 0.0, 0.0, 0.0
     surface = cv2.matchTemplate(moving, fixed, cv2.TM_CCOEFF_NORMED)
     _, peak, _, (x, y) = cv2.minMaxLoc(surface)
-    if moving[y : y + fixed.shape[0], x : x + fixed.shape[1]].std() < 1:  # 0 / 0 reads as a perfect match
+    if moving[y : y + fixed.shape[0], x : x + fixed.shape[1]].std() < EMPTY_SD:  # OpenCV calls 0 / 0 a match
         return 0.0, 0.0, 0.0
     middle = (surface.shape[1] - 1) / 2, (surface.shape[0] - 1) / 2
     dx, dy = x + _summit(surface[y], x) - middle[0], y + _summit(surface[:, x], y) - middle[1]
@@ -251,7 +255,7 @@ def _warp(view: View, image: np.ndarray, affine: Affine, size: tuple[int, int]) 
     to_picture = np.column_stack([affine[:, :2], affine[:, 2] - view.origin]) / view.um_per_px
     # cv2 counts from pixel centres, our maps from pixel edges
     to_picture[:, 2] += to_picture[:, :2].sum(axis=1) * 0.5 - 0.5
-    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return cv2.warpAffine(image, to_picture, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 

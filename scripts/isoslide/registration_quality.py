@@ -85,8 +85,8 @@ def verdict(quality: Quality, settings: Mapping[str, Any]) -> str:
         return f"too little tissue: {quality.n_patches} patches to compare, {MIN_PATCHES} are needed"
     if quality.agreement < settings["min_agreement"]:
         return (
-            f"{quality.agreement:.0%} of {quality.n_patches} patches are found within {settings['limit_um']:g} µm of where "
-            f"the map puts them, below min_agreement {settings['min_agreement']:.0%}: another glass or section, or distorted"
+            f"{quality.agreement:.0%} of {quality.n_patches} patches lie within {settings['limit_um']:g} µm of it, "
+            f"below min_agreement {settings['min_agreement']:.0%}: another glass, another section, or distorted"
         )
     if quality.ncc < settings["min_ncc"]:
         return (
