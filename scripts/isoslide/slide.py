@@ -188,5 +188,7 @@ def _on_background(rgba: np.ndarray, background: tuple[int, ...]) -> np.ndarray:
     alpha = rgba[..., 3]
     if alpha.min() == 255:
         return rgb
-    weight = alpha[..., None].astype(np.float32) / 255
-    return np.round(rgb * weight + np.array(background, np.float32) * (1 - weight)).astype(np.uint8)
+    clear = alpha < 255
+    weight = alpha[clear, None].astype(np.float32) / 255
+    rgb[clear] = np.round(rgb[clear] * weight + np.array(background, np.float32) * (1 - weight))
+    return rgb

@@ -15,6 +15,7 @@ rule evaluate_predictions:
         predictions=expand(
             "results/predictions/{{task}}/{{encoder}}/{arm}.tsv", arm=ARMS
         ),
+        models=expand("results/models/{{task}}/{{encoder}}/{arm}/models.tsv", arm=ARMS),
         splits="results/splits/{task}.tsv",
     output:
         metrics=report(
@@ -48,6 +49,7 @@ rule evaluate_predictions:
         """
         python {input.script:q} \
             --predictions {input.predictions:q} \
+            --models {input.models:q} \
             --splits {input.splits:q} \
             --control {params.control:q} \
             --settings {params.settings:q} \

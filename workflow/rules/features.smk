@@ -34,7 +34,7 @@ rule extract_features:
         "results/benchmarks/extract_features/{encoder}/{batch}.tsv"
     conda:
         "../../envs/torch.yaml"
-    threads: 8 if config["device"] == "cuda" else 2
+    threads: 8 if config["device"] == "cuda" else 1  # on a busy CPU one thread a job wastes least
     resources:
         mem_mb=lambda wc, attempt: 16000 * attempt,
         runtime=lambda wc, attempt: 240 * attempt,

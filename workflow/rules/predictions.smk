@@ -5,7 +5,11 @@ rule predict_scans:
     """Score the test scans of every fold with that fold's models, all tiles."""
     input:
         script=scripts("predict_scans.py"),
-        modules=[scripts("isoslide/abmil.py"), scripts("isoslide/bags.py")],
+        modules=[
+            scripts("isoslide/abmil.py"),
+            scripts("isoslide/bags.py"),
+            scripts("isoslide/models.py"),
+        ],
         models="results/models/{task}/{encoder}/{arm}/models.tsv",
         splits="results/splits/{task}.tsv",
         features="results/status/features/{encoder}.tsv",

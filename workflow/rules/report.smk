@@ -29,13 +29,18 @@ rule write_report:
     input:
         script=scripts("write_report.py"),
         modules=[
+            scripts("isoslide/cohort.py"),
             scripts("isoslide/figures.py"),
             scripts("isoslide/report.py"),
+            scripts("isoslide/run.py"),
             scripts("isoslide/sections.py"),
+            scripts("isoslide/wording.py"),
         ],
-        template=[
+        page=[
             scripts("isoslide/page/page.html.j2"),
+            scripts("isoslide/page/macros.html.j2"),
             scripts("isoslide/page/page.css"),
+            scripts("isoslide/page/page.js"),
         ],
         sheet=config["sheet"],
         status=[table for tables in STAGES.values() for table in tables],
