@@ -1,6 +1,7 @@
 """What would run, and what is refused before anything runs: `snakemake -n` as a user types it."""
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def snakemake(*arguments, folder=ROOT):
+def snakemake(*arguments, folder):
+    """Run snakemake in a folder that holds its own config/, beside nothing else of the repository."""
     command = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
@@ -30,8 +32,9 @@ def overlay(folder, **changes):
 
 def copy_sheet(folder, edit):
     """The demo's sheet, changed; under its usual path, so that the default configuration finds it."""
-    table = pd.read_csv(ROOT / "config/slides.tsv", sep="\t", dtype=str, keep_default_na=False)
     (folder / "config").mkdir()
+    shutil.copy(ROOT / "config/config.yaml", folder / "config")
+    table = pd.read_csv(ROOT / "config/slides.tsv", sep="\t", dtype=str, keep_default_na=False)
     edit(table).to_csv(folder / "config/slides.tsv", sep="\t", index=False)
 
 
@@ -114,5 +117,5 @@ def test_slurm_profile_asks_for_what_the_rules_need(tmp_path):
 
 
 def test_lint():
-    done = snakemake("--lint")
+    done = snakemake("--lint", folder=ROOT)
     assert done.returncode == 0, done.stderr

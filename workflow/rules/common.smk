@@ -76,6 +76,42 @@ def rows_of_task(wildcards):
     ].to_csv(index=False)
 
 
-def settings(*names):
-    """Blocks of the config as one JSON text, for a script's --settings; braces doubled so they are no wildcards."""
-    return json.dumps({name: config[name] for name in names}, sort_keys=True)
+def tables_of_stage(wildcards):
+    """Status tables of all batches of a stage."""
+    return [f"results/status/{wildcards.stage}/{batch}.tsv" for batch in BATCHES]
+
+
+def view_of_tile(wildcards):
+    """Side in pixels and µm per pixel of a tile view, as JSON."""
+    return next(
+        json.dumps({"tile_px": encoder.tile_px, "mpp": encoder.mpp})
+        for encoder in REGISTRY.values()
+        if encoder.tile == wildcards.tile
+    )
+
+
+def tiles_of_encoder(wildcards):
+    """Status table of the batch's tiles in the view that the encoder wants."""
+    return (
+        f"results/status/tiles/{REGISTRY[wildcards.encoder].tile}/{wildcards.batch}.tsv"
+    )
+
+
+def gate_of_encoder(wildcards):
+    """The stage's table: no encoder starts before all tiles are known to be good."""
+    return ancient(f"results/status/tiles/{REGISTRY[wildcards.encoder].tile}.tsv")
+
+
+def report_notes():
+    """What a reader must know before any number: lines for the banner of the page."""
+    lines = []
+    if SHEET["path"].str.startswith(sheet.DEMO_SLIDES).any():
+        lines.append(
+            "The demo cohort is simulated: tissue pieces of one real slide, put together at random, looked at by four "
+            "simulated scanners; labels and survival times follow the simulated tissue. It shows that the method runs "
+            "and what it changes here. It says nothing about real scanners or patients."
+        )
+    for encoder in ENCODERS:
+        if not REGISTRY[encoder].pathology:
+            lines.append(f"Encoder {encoder}: {REGISTRY[encoder].name}.")
+    return lines

@@ -1,18 +1,6 @@
 """Features. In: the tiles of a batch and one encoder. Out: per scan a features file, status per batch."""
 
 
-def tiles_of_encoder(wildcards):
-    """Status table of the batch's tiles in the view that the encoder wants."""
-    return (
-        f"results/status/tiles/{REGISTRY[wildcards.encoder].tile}/{wildcards.batch}.tsv"
-    )
-
-
-def gate_of_encoder(wildcards):
-    """The stage's table: no encoder starts before all tiles are known to be good."""
-    return ancient(f"results/status/tiles/{REGISTRY[wildcards.encoder].tile}.tsv")
-
-
 rule extract_features:
     """Encode the tiles of a batch of scans with one encoder."""
     input:

@@ -9,21 +9,6 @@ STAGES = {
 }
 
 
-def notes():
-    """What a reader must know before any number: lines for the banner of the page."""
-    lines = []
-    if SHEET["path"].str.startswith(sheet.DEMO_SLIDES).any():
-        lines.append(
-            "The demo cohort is simulated: tissue pieces of one real slide, put together at random, looked at by four "
-            "simulated scanners; labels and survival times follow the simulated tissue. It shows that the method runs "
-            "and what it changes here. It says nothing about real scanners or patients."
-        )
-    for encoder in ENCODERS:
-        if not REGISTRY[encoder].pathology:
-            lines.append(f"Encoder {encoder}: {REGISTRY[encoder].name}.")
-    return lines
-
-
 rule write_report:
     """Write the page that people read."""
     input:
@@ -91,7 +76,7 @@ rule write_report:
         stages=[
             f"{stage}={table}" for stage, tables in STAGES.items() for table in tables
         ],
-        notes=notes(),
+        notes=report_notes(),
     shell:
         """
         python {input.script:q} \

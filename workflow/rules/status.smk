@@ -4,11 +4,6 @@ Here a run stops, with the list, when scans were lost and the config says `on_ba
 """
 
 
-def tables_of_stage(wildcards):
-    """Status tables of all batches of a stage."""
-    return [f"results/status/{wildcards.stage}/{batch}.tsv" for batch in BATCHES]
-
-
 rule collect_status:
     """Put the batches' status tables together and check that no scan is missing."""
     input:

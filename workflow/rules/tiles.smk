@@ -1,15 +1,6 @@
 """Tiles. In: tissue and registrations of a batch. Out: per scan the places of its tiles, one grid per specimen."""
 
 
-def view_of_tile(wildcards):
-    """Side in pixels and µm per pixel of a tile view, as JSON."""
-    return next(
-        json.dumps({"tile_px": encoder.tile_px, "mpp": encoder.mpp})
-        for encoder in REGISTRY.values()
-        if encoder.tile == wildcards.tile
-    )
-
-
 rule tile_scans:
     """Lay the grid of each specimen of a batch and carry it to all its scans."""
     input:
