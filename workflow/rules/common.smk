@@ -91,9 +91,12 @@ def view_of_tile(wildcards):
 
 
 def tiles_of_encoder(wildcards):
-    """Status table of the batch's tiles in the view that the encoder wants."""
+    """Status table of the tiles in the view that the encoder wants: of the batch, or of all where there is no batch."""
+    view = f"results/status/tiles/{REGISTRY[wildcards.encoder].tile}"
     return (
-        f"results/status/tiles/{REGISTRY[wildcards.encoder].tile}/{wildcards.batch}.tsv"
+        f"{view}/{wildcards.batch}.tsv"
+        if "batch" in wildcards.keys()
+        else f"{view}.tsv"
     )
 
 

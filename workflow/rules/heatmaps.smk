@@ -1,1 +1,39 @@
-"""Heatmaps. In: the models of an arm and the scans that the config names. Out: a picture per scan."""
+"""Heatmaps. In: the models of an arm and the scans that the config names. Out: a picture per scan, status per arm."""
+
+
+rule draw_heatmaps:
+    """Draw where the models of an arm look on the scans named in the config."""
+    input:
+        script=scripts("draw_heatmaps.py"),
+        modules=[scripts("isoslide/heatmaps.py"), scripts("isoslide/abmil.py")],
+        checks="results/status/checks.tsv",
+        tiles=tiles_of_encoder,
+        features="results/status/features/{encoder}.tsv",
+        splits="results/splits/{task}.tsv",
+        models="results/models/{task}/{encoder}/{arm}/models.tsv",
+    output:
+        "results/heatmaps/{task}/{encoder}/{arm}/status.tsv",
+    log:
+        "results/logs/draw_heatmaps/{task}/{encoder}/{arm}.log",
+    benchmark:
+        "results/benchmarks/draw_heatmaps/{task}/{encoder}/{arm}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wc, attempt: 4000 * attempt,
+        runtime=60,
+    params:
+        scans=config["heatmaps"],
+    shell:
+        """
+        python {input.script:q} \
+            --scans {params.scans:q} \
+            --checks {input.checks:q} \
+            --tiles {input.tiles:q} \
+            --features {input.features:q} \
+            --splits {input.splits:q} \
+            --models {input.models:q} \
+            --results results/heatmaps/{wildcards.task:q}/{wildcards.encoder:q}/{wildcards.arm:q} \
+            --output {output:q} &>{log:q}
+        """

@@ -1,0 +1,78 @@
+"""Draw where the models of an arm look on a scan, and what each tile alone would say.
+
+    python scripts/draw_heatmaps.py --scans P01-1_A P01-1_C \
+        --checks results/status/checks.tsv --tiles results/status/tiles/224px_0.5um.tsv \
+        --features results/status/features/efficientnet_lite0.tsv \
+        --splits results/splits/response.tsv --models results/models/response/efficientnet_lite0/robust/models.tsv \
+        --results results/heatmaps/response/efficientnet_lite0/robust \
+        --output results/heatmaps/response/efficientnet_lite0/robust/status.tsv
+
+Each scan is shown as the models of the fold that tests it see it, mean over seeds: the probability in the title is the
+mean of the scan's rows in the predictions. Writes {scan}.png; a scan that no fold tests is a row with its reason.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import pandas as pd
+
+from isoslide import cli, status
+from isoslide.slide import SlideError
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--scans", nargs="*", default=[], help="scans to draw")
+    parser.add_argument("--checks", required=True, help="status table of the checks")
+    parser.add_argument("--tiles", required=True, help="status table of the tiles")
+    parser.add_argument("--features", required=True, help="status table of the features")
+    parser.add_argument("--splits", required=True, help="folds of the task")
+    parser.add_argument("--models", required=True, help="models of the arm")
+    parser.add_argument("--results", required=True, help="folder of the pictures")
+    parser.add_argument("--output", required=True, help="status table to write")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    cli.start_logging(args)
+    tables = {name: status.read(getattr(args, name)) for name in ("checks", "tiles", "features", "splits", "models")}
+    unknown = sorted(set(args.scans) - set(tables["checks"]["scan"]))
+    if unknown:
+        cli.fail(f"config heatmaps: no scan {unknown[0]!r} in the sheet: name scans of the sheet")
+    rows = [draw(scan, tables, Path(args.results)) for scan in args.scans]
+    status.write(args.output, rows)
+    logging.info("%d heatmaps: %s", len(rows), status.summary(status.read(args.output)))
+
+
+def draw(scan: str, tables: dict[str, pd.DataFrame], folder: Path) -> dict:
+    import h5py
+
+    from isoslide import grid, heatmaps
+    from isoslide.slide import open_checked
+
+    of = {name: tables[name].set_index("scan", drop=False) for name in ("checks", "tiles", "features")}
+    row = of["features"].loc[scan]
+    if row["status"] != status.OK:
+        return status.carried(row)
+    splits, models = tables["splits"], tables["models"]
+    folds = splits[(splits["scan"] == scan) & (splits["role"] == "test")]["fold"]
+    paths = models[models["fold"].isin(folds) & (models["path"] != "")]["path"]
+    if paths.empty:
+        return status.failed(row, "not_tested", "no model of a fold that tests this scan")
+    with h5py.File(row["path"]) as file:
+        values = heatmaps.tile_values(list(paths), file["features"][()])
+    try:
+        with open_checked(of["checks"].loc[scan]) as slide:
+            title = f"{scan} (scanner {row['scanner']}): p = {values.bag:.3f}, mean of {len(paths)} models"
+            figure = heatmaps.draw(slide, grid.read_tiles_file(of["tiles"].loc[scan, "path"]), values, title)
+    except SlideError as error:
+        return status.failed(row, error.status, error.reason)
+    heatmaps.write(folder / f"{scan}.png", figure)
+    known = {"specimen": row["specimen"], "scanner": row["scanner"], "p": values.bag}
+    return {"scan": scan, "status": status.OK, "n_tiles": len(values.p), "path": folder / f"{scan}.png", **known}
+
+
+if __name__ == "__main__":
+    main()
