@@ -159,7 +159,8 @@ def _ink(red: np.ndarray, green: np.ndarray, blue: np.ndarray, um_per_px: float)
     )
     ink = np.zeros(red.shape, bool)
     for strong, weak in kinds:
-        strong = _without_specks(strong, MIN_INK_UM2 / um_per_px**2)
+        # Green ink over dense epithelium is as black as black ink: a stroke that is explained starts no other kind.
+        strong = _without_specks(strong & ~ink, MIN_INK_UM2 / um_per_px**2)
         if strong.any():
             ink |= _connected(strong | (weak & _dilate(strong, INK_GROWTH_UM / um_per_px)), strong)
     return ink
