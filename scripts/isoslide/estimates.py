@@ -15,7 +15,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from isoslide import metrics, uncertainty, weighted
+from isoslide import metrics, survival, uncertainty, weighted
 
 Floats = np.ndarray
 
@@ -25,7 +25,8 @@ class Metric:
     """One metric: how it is computed, from what, and how the report names it.
 
     Attributes:
-        takes: `labels` (y or time and event, with scores), `scores`, `specimens`, `pairs` or `matrix`.
+        takes: `labels` (y or time and event, with scores), `censored` (the same with G(t-)), `scores`, `specimens`,
+            `pairs` or `matrix`.
         better: +1 where higher is better, -1 where lower is, 0 where neither.
         task: the kind of task it is for; empty = any.
         threshold: whether it takes the threshold of the decision.
@@ -55,6 +56,36 @@ METRICS = (
         1,
         "binary",
         threshold=True,
+    ),
+    Metric(
+        "average_precision",
+        "average precision",
+        metrics.average_precision,
+        weighted.average_precision,
+        "labels",
+        1,
+        "binary",
+    ),
+    Metric("uno_c", "c-index (Uno)", survival.uno_c, weighted.uno_c, "censored", 1, "survival"),
+    Metric(
+        "log_hazard_ratio",
+        "log hazard ratio, high risk",
+        survival.log_hazard_ratio,
+        weighted.log_hazard_ratio,
+        "labels",
+        1,
+        "survival",
+        threshold=True,
+        bounds=(-np.inf, np.inf),
+    ),
+    Metric(
+        "calibration_error",
+        "calibration error",
+        metrics.calibration_error,
+        weighted.calibration_error,
+        "labels",
+        -1,
+        "binary",
     ),
     Metric("brier", "Brier score", metrics.brier, weighted.brier, "labels", -1, "binary"),
     Metric(
@@ -109,6 +140,7 @@ class Scans:
     y: Floats
     time: Floats
     event: Floats
+    free: Floats
     complete: np.ndarray
 
     def take(self, rows: np.ndarray) -> "Scans":
@@ -207,15 +239,10 @@ def chosen_metrics(kind: str, scope: Scope) -> Iterator[Metric]:
     for metric in METRICS:
         if metric.task not in ("", kind):
             continue
-        single, pair = scope.name.startswith("scanner:"), scope.name.startswith("pair:")
-        if pair and metric.takes in ("labels", "scores"):
-            continue
-        if (single or (scope.name == "unseen" and len(scope.scanners) < 2)) and metric.takes not in (
-            "labels",
-            "scores",
-        ):
-            continue
-        yield metric
+        alone = metric.takes in ("labels", "censored", "scores")
+        single = scope.name.startswith("scanner:") or (scope.name == "unseen" and len(scope.scanners) < 2)
+        if (alone and not scope.name.startswith("pair:")) or (not alone and not single):
+            yield metric
 
 
 def comparable_specimens(frame: pd.DataFrame, scope: Scope) -> tuple[set[str], str]:
@@ -228,7 +255,7 @@ def comparable_specimens(frame: pd.DataFrame, scope: Scope) -> tuple[set[str], s
 
 
 def _arrays(frame: pd.DataFrame, columns: Mapping[str, int], complete: set[str]) -> Scans:
-    numbers = {name: frame[name].to_numpy(dtype=float) for name in ("p", "label", "time", "event")}
+    numbers = {name: frame[name].to_numpy(dtype=float) for name in ("p", "label", "time", "event", "free")}
     return Scans(
         patient=frame["patient"].map(columns).to_numpy(dtype=int),
         specimen=pd.factorize(frame["specimen"])[0],
@@ -237,6 +264,7 @@ def _arrays(frame: pd.DataFrame, columns: Mapping[str, int], complete: set[str])
         y=numbers["label"],
         time=numbers["time"],
         event=numbers["event"],
+        free=numbers["free"],
         complete=frame["specimen"].isin(complete).to_numpy(),
     )
 
@@ -272,6 +300,8 @@ def _estimate(metric: Metric, scans: Scans, weights: Floats, kind: str, scope: S
 
 def _arguments(metric: Metric, scans: Scans, scope: Scope, kind: str) -> tuple[np.ndarray, ...]:
     """Return what the metric takes, and last the weight column of each element."""
+    if metric.takes == "censored":
+        return scans.time, scans.event, scans.p, scans.free, scans.patient
     if metric.takes == "labels" and kind == "survival":
         return scans.time, scans.event, scans.p, scans.patient
     if metric.takes == "labels":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from isoslide import uncertainty
+from isoslide import survival, uncertainty
 from isoslide.estimates import BY_NAME, MAIN, Estimates, Floats, estimate_arm
 
 OK = "ok"
@@ -53,6 +53,7 @@ def evaluate(
         models: table of all models of each arm (`status`), also those that made no prediction; without it, models are
             counted by their predictions.
     """
+    frames = with_censoring(frames, kind)
     strata = patient_table(frames, kind)
     weights = uncertainty.draw(strata.to_numpy(), settings["resamples"], np.random.default_rng(settings["seed"]))
     columns = {patient: index for index, patient in enumerate(strata.index)}
@@ -73,6 +74,18 @@ def evaluate(
         if reference is not None and arm != control:
             comparisons += comparison_rows(arm, control, estimates, reference, level)
     return pd.DataFrame(tables, columns=METRIC_COLUMNS), pd.DataFrame(comparisons, columns=COMPARISON_COLUMNS)
+
+
+def with_censoring(frames: Mapping[str, pd.DataFrame], kind: str) -> dict[str, pd.DataFrame]:
+    """Return the frames with `free`: G(t-) of each scan's time, estimated once over all test patients (binary: 1)."""
+    if kind != "survival":
+        return {arm: frame.assign(free=1.0) for arm, frame in frames.items()}
+    patients = pd.concat([frame[["patient", "time", "event"]] for frame in frames.values()]).drop_duplicates("patient")
+    time, event = patients["time"].to_numpy(float), patients["event"].to_numpy(float)
+    return {
+        arm: frame.assign(free=survival.uncensored(time, event, frame["time"].to_numpy(float)))
+        for arm, frame in frames.items()
+    }
 
 
 def patient_table(frames: Mapping[str, pd.DataFrame], kind: str) -> pd.Series:

@@ -8,6 +8,7 @@ arm is black. Figures are made without pyplot: no global state, nothing to close
 import io
 import itertools
 import re
+import textwrap
 
 import matplotlib
 import numpy as np
@@ -58,7 +59,9 @@ def forest(rows: pd.DataFrame, title: str, xlabel: str) -> Figure:
         labels = [row["label"] + (" (!)" if row["flag"] else "") for row in rows.to_dict("records")]
         _rows_axis(axes, labels)
         axes.margins(x=0.08)
-        axes.set_xlabel(xlabel)
+        # Under the whole figure, not the axes, which long row labels push to the right: nothing is cut off.
+        lines = [part for line in xlabel.split("\n") for part in textwrap.wrap(line, 46)]
+        figure.supxlabel("\n".join(lines), fontsize=STYLE["axes.labelsize"])
         figure.suptitle(title, x=0.01, ha="left", fontsize=STYLE["axes.titlesize"], fontweight="bold")
         return figure
 

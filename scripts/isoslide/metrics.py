@@ -16,6 +16,9 @@ Floats = NDArray[np.float64]
 RISK_TIE = 1e-8
 """Two risks closer than this are one risk to the c-index: float32 models differ in the last bits between machines."""
 
+CALIBRATION_BINS = 5
+"""Bins of the calibration error; few, because it is computed within a model's test fold."""
+
 
 class Undefined(ValueError):
     """A metric has no value for these data; `reason` says why in words fit for a report."""
@@ -79,6 +82,40 @@ def brier(y: ArrayLike, p: ArrayLike) -> float:
     """
     y, p = _labels(y), _finite(p)
     return float(np.mean((p - y) ** 2))
+
+
+def average_precision(y: ArrayLike, score: ArrayLike) -> float:
+    """Average precision: the mean over positives of the precision at their score.
+
+    Formula: sum over distinct scores, from the highest, of the gain in recall times the precision there (no
+    interpolation). Range 0 to 1, higher is better; a guess has the share of positives, so read it with that share.
+    Undefined with one class. Source: as in scikit-learn's `average_precision_score`.
+    """
+    y, score = _labels(y), _finite(score)
+    if y.all() or not y.any():
+        raise Undefined("only one class")
+    order = np.argsort(-score, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
+    found, called = np.cumsum(y[order])[last], last + 1
+    return float(np.sum(np.diff(found, prepend=0) * found / called) / y.sum())
+
+
+def calibration_error(y: ArrayLike, p: ArrayLike, bins: int = CALIBRATION_BINS) -> float:
+    """Expected calibration error: how far the probabilities lie from the outcomes, bin by bin.
+
+    Formula: sum over bins of |sum of (p - y)| / n, with `bins` bins of equal mass (see `equal_mass_bins`). Range 0 to
+    1, lower is better. Small samples raise it: with 10 scans a bin a perfect model still has about 0.1. Undefined
+    without scans. Source: Naeini et al. 2015; equal mass: Nixon et al. 2019.
+    """
+    y, p = _labels(y), _finite(p)
+    sums = np.bincount(equal_mass_bins(p, bins), p - y)
+    return float(np.abs(sums).sum() / y.size)
+
+
+def equal_mass_bins(p: ArrayLike, bins: int = CALIBRATION_BINS) -> NDArray[np.int64]:
+    """Return the bin of each probability, 0 to `bins` - 1: equal numbers in each, equal probabilities never apart."""
+    p = np.asarray(p, dtype=float)
+    return ((stats.rankdata(p, method="min") - 1) * min(bins, p.size) // p.size).astype(np.int64)
 
 
 def balanced_accuracy(y: ArrayLike, p: ArrayLike, threshold: float = 0.5) -> float:

@@ -31,15 +31,72 @@ def auc(y: Floats, score: Floats, weights: Floats) -> Estimate:
     return _ratio(np.sum(positives * (below + negatives / 2), axis=1), pairs), pairs
 
 
-def c_index(time: Floats, event: Floats, risk: Floats, weights: Floats, chunk: int = 2_000_000) -> Estimate:
-    """Harrell's concordance; weight = comparable pairs. Works on `chunk` pairs at a time (16 bytes each)."""
+def average_precision(y: Floats, score: Floats, weights: Floats) -> Estimate:
+    """Average precision by one sort for all resamples; weight = positives."""
+    order = np.argsort(-score, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(score[order]) != 0))
+    sorted_weights, positive = weights[:, order], y[order].astype(bool)
+    found = np.add.reduceat(sorted_weights * positive, starts, axis=1)
+    called = np.cumsum(np.add.reduceat(sorted_weights, starts, axis=1), axis=1)
+    reached = np.cumsum(found, axis=1)
+    positives, all_scans = reached[:, -1], called[:, -1]
+    hits = np.sum(found * np.nan_to_num(_ratio(reached, called)), axis=1)
+    return _with_weight(_ratio(hits, np.where(positives < all_scans, positives, 0)), positives)
+
+
+def calibration_error(y: Floats, p: Floats, weights: Floats, bins: int = metrics.CALIBRATION_BINS) -> Estimate:
+    """Calibration error in the cohort's own bins (not drawn anew for each resample); weight = scans."""
+    inside = np.eye(bins)[metrics.equal_mass_bins(p, bins)]
+    drawn = weights.sum(1)
+    return _ratio(np.abs(weights @ ((p - y)[:, None] * inside)).sum(1), drawn), drawn
+
+
+def log_hazard_ratio(time: Floats, event: Floats, p: Floats, weights: Floats, threshold: float = 0.5) -> Estimate:
+    """One-step log hazard ratio of the risk groups; weight = variance of the log-rank test."""
+    order = np.argsort(time, kind="stable")
+    starts = np.flatnonzero(np.diff(time[order], prepend=-np.inf) > 0)
+    sorted_weights, high, died = weights[:, order], (p >= threshold)[order], event[order].astype(bool)
+
+    def by_time(mask: NDArray[np.bool_]) -> Floats:
+        return np.add.reduceat(sorted_weights * mask, starts, axis=1)
+
+    def at_risk(mask: NDArray[np.bool_]) -> Floats:
+        return np.cumsum(by_time(mask)[:, ::-1], axis=1)[:, ::-1]
+
+    n, events = at_risk(np.ones_like(high)), by_time(died)
+    share = np.nan_to_num(_ratio(at_risk(high), n))
+    excess = np.sum(by_time(died & high) - events * share, axis=1)
+    variance = np.sum(events * share * (1 - share) * np.nan_to_num(_ratio(n - events, n - 1)), axis=1)
+    variance = np.where(variance > 1e-12, variance, 0)
+    return _ratio(excess, variance), variance
+
+
+def uno_c(time: Floats, event: Floats, risk: Floats, free: Floats, weights: Floats) -> Estimate:
+    """Uno's concordance with G(t-) `free` as it is in the cohort; weight = weighted comparable pairs."""
+    return c_index(time, event, risk, weights, gain=1 / free**2)
+
+
+def c_index(
+    time: Floats,
+    event: Floats,
+    risk: Floats,
+    weights: Floats,
+    chunk: int = 2_000_000,
+    gain: Floats | None = None,
+) -> Estimate:
+    """Harrell's concordance; weight = comparable pairs. Works on `chunk` pairs at a time (16 bytes each).
+
+    `gain` (n,) weighs the pairs of each earlier event.
+    """
     event = event.astype(bool)
+    gain = np.ones(time.size) if gain is None else gain
     rows = np.flatnonzero(event)
     wins, pairs = np.zeros(len(weights)), np.zeros(len(weights))
     for part in np.array_split(rows, max(1, rows.size * event.size // chunk)):
         comparable, concordant = metrics.concordance(time, event, risk, part)
-        pairs += np.einsum("rn,rn->r", weights[:, part] @ comparable, weights)
-        wins += np.einsum("rn,rn->r", weights[:, part] @ concordant, weights)
+        first = weights[:, part] * gain[part]
+        pairs += np.einsum("rn,rn->r", first @ comparable, weights)
+        wins += np.einsum("rn,rn->r", first @ concordant, weights)
     return _ratio(wins, pairs), pairs
 
 

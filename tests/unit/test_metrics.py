@@ -22,6 +22,7 @@ def labelled(seed: int, n: int, decimals: int) -> tuple[np.ndarray, np.ndarray]:
 def test_accuracy_equals_scikit_learn(seed, n, decimals):
     y, p = labelled(seed, n, decimals)
     assert metrics.auc(y, p) == pytest.approx(sk.roc_auc_score(y, p), abs=1e-12)
+    assert metrics.average_precision(y, p) == pytest.approx(sk.average_precision_score(y, p), abs=1e-12)
     assert metrics.brier(y, p) == pytest.approx(sk.brier_score_loss(y, p), abs=1e-12)
     assert metrics.balanced_accuracy(y, p) == pytest.approx(sk.balanced_accuracy_score(y, p >= 0.5), abs=1e-12)
 
@@ -53,6 +54,21 @@ def test_c_index_equals_lifelines_and_brute_force(seed):
 )
 def test_c_index_by_hand(time, event, risk, expected):
     assert metrics.c_index(time, event, risk) == expected
+
+
+def test_calibration_error_by_hand_and_by_pandas():
+    # Two bins: (0.1, 0.2 | outcomes 0, 1) is 0.7 short, (0.6, 0.9 | 1, 1) is 0.5 short, of four scans.
+    assert metrics.calibration_error([0, 1, 1, 1], [0.1, 0.2, 0.6, 0.9], bins=2) == pytest.approx((0.7 + 0.5) / 4)
+    y, p = labelled(3, 100, 9)
+    groups = pd.DataFrame({"y": y, "p": p, "bin": pd.qcut(p, 5, labels=False)}).groupby("bin")
+    expected = sum(len(g) / 100 * abs(g["y"].mean() - g["p"].mean()) for _, g in groups)
+    assert metrics.calibration_error(y, p) == pytest.approx(expected, abs=1e-12)
+
+
+def test_bins_have_equal_mass_and_never_part_equal_probabilities():
+    assert np.bincount(metrics.equal_mass_bins(np.arange(23) / 23)).tolist() == [5, 5, 4, 5, 4]
+    assert metrics.equal_mass_bins([0.5] * 6 + [0.7]).tolist() == [0] * 6 + [4]
+    assert metrics.equal_mass_bins([0.2, 0.1]).tolist() == [1, 0]
 
 
 def test_c_index_gives_the_published_values(shared):
@@ -128,6 +144,8 @@ def test_swapping_the_scanners_changes_nothing():
         (lambda: metrics.auc([1, 1], [0.1, 0.2]), "only one class"),
         (lambda: metrics.auc([], []), "no scans"),
         (lambda: metrics.auc([0, 1], [0.1, np.nan]), "non-finite scores"),
+        (lambda: metrics.average_precision([1, 1], [0.1, 0.2]), "only one class"),
+        (lambda: metrics.calibration_error([], []), "no scans"),
         (lambda: metrics.balanced_accuracy([0, 0], [0.1, 0.2]), "only one class"),
         (lambda: metrics.c_index([1, 2], [0, 0], [1, 2]), "no events"),
         (lambda: metrics.c_index([2, 1], [1, 0], [1, 2]), "no comparable pairs"),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from isoslide import metrics, uncertainty, weighted
+from isoslide import metrics, survival, uncertainty, weighted
 
 N = 24
 
@@ -23,6 +23,8 @@ CASES = [
     (metrics.c_index, weighted.c_index, ("time", "event", "a")),
     (metrics.brier, weighted.brier, ("y", "a")),
     (metrics.balanced_accuracy, weighted.balanced_accuracy, ("y", "a")),
+    (metrics.average_precision, weighted.average_precision, ("y", "a")),
+    (survival.log_hazard_ratio, weighted.log_hazard_ratio, ("time", "event", "a")),
     (metrics.spread, weighted.spread, ("a",)),
     (metrics.inconsistency, weighted.inconsistency, ("a", "specimens")),
     (metrics.rmse, weighted.rmse, ("a", "b")),
@@ -53,6 +55,17 @@ def test_weights_equal_listing_the_patient_that_often(cohort, plain, with_weight
     listed["specimens"] = listed["specimens"] * 10 + copy
     value, _ = with_weights(*[cohort[name] for name in names], counts[None, :].astype(float))
     assert value[0] == pytest.approx(plain(*[listed[name] for name in names]), abs=1e-9)
+
+
+def test_calibration_error_keeps_the_bins_of_the_cohort(cohort):
+    y, p = cohort["y"], cohort["a"]
+    weights = uncertainty.draw(y, 5, np.random.default_rng(0))
+    bins = metrics.equal_mass_bins(p)
+    expected = [sum(abs(np.sum((w * (p - y))[bins == b])) for b in range(5)) / w.sum() for w in weights]
+    value, weight = weighted.calibration_error(y, p, weights)
+    assert value == pytest.approx(expected, abs=1e-12)
+    assert value[0] == pytest.approx(metrics.calibration_error(y, p), abs=1e-12)
+    assert weight == pytest.approx(weights.sum(1))
 
 
 def test_c_index_in_chunks_is_the_same(cohort):

@@ -9,6 +9,7 @@ rule evaluate_predictions:
             scripts("isoslide/estimates.py"),
             scripts("isoslide/evaluation.py"),
             scripts("isoslide/metrics.py"),
+            scripts("isoslide/survival.py"),
             scripts("isoslide/uncertainty.py"),
             scripts("isoslide/weighted.py"),
         ],
