@@ -84,7 +84,7 @@ def segment(rgb: np.ndarray, um_per_px: float, settings: Mapping[str, Any]) -> S
     # Pixels at the rim of a frame or a stroke mix its colour with glass, so a rim is left out too.
     no_tissue = _dilate(black | ink, settings["smoothing_um"] / um_per_px * 2)
     spread[no_tissue] = 0
-    tinted = spread > 0.1 * mean  # a shadow of the slide's edge is darker than glass but hardly coloured
+    tinted = spread > 0.2 * mean  # a shadow of the slide's edge is darker than glass but hardly coloured
     coloured = (spread > 2 * settings["min_od"]) & tinted
     # Brown and blue in one pixel make grey, and pale counterstain nearly is. Grey counts close to coloured tissue, or
     # connected to it where it has texture: a shadow is smooth.
@@ -167,11 +167,17 @@ def _ink(red: np.ndarray, green: np.ndarray, blue: np.ndarray, um_per_px: float)
 
 
 def _textured(rgb: np.ndarray, um_per_px: float) -> np.ndarray:
-    """Return where the standard deviation of the grey OD over about 40 x 40 µm is above `TEXTURE_OD`."""
+    """Return where the grey OD has a standard deviation above `TEXTURE_OD` over about 40 µm, along x and along y.
+
+    The shadow of an edge varies across the edge but hardly along it.
+    """
     side = 2 * max(1, round(TEXTURE_UM / um_per_px / 2)) + 1
     density = np.log(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32) + 1)
-    mean = cv2.blur(density, (side, side))
-    return cv2.blur(density**2, (side, side)) - mean**2 > TEXTURE_OD**2
+    textured = np.ones(density.shape, bool)
+    for line, across in (((side, 1), (1, side)), ((1, side), (side, 1))):
+        variance = cv2.blur(density**2, line) - cv2.blur(density, line) ** 2
+        textured &= cv2.blur(variance, across) > TEXTURE_OD**2
+    return textured
 
 
 def _clean(tissue: np.ndarray, no_tissue: np.ndarray, um_per_px: float, settings: Mapping[str, Any]) -> np.ndarray:
