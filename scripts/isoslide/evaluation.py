@@ -7,16 +7,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from isoslide import survival, uncertainty
+from isoslide import comparing, survival, uncertainty
 from isoslide.estimates import BY_NAME, MAIN, Estimates, Floats, estimate_arm
+from isoslide.metrics import Undefined
 
 OK = "ok"
 MEAN = "mean"
+DELONG = "auc_delong"
+"""Metric name of the comparison that repeats the AUC difference with DeLong's interval."""
 COLLAPSED_RATIO = 1 / 3
 """An arm whose scores spread less than this share of the control's counts as collapsed."""
 
 METRIC_COLUMNS = ["arm", "metric", "scope", "seed", "value", "low", "high", "n", "reason"]
-COMPARISON_COLUMNS = ["arm", "control", "metric", "scope", "difference", "low", "high", "n", "reason"]
+COMPARISON_COLUMNS = ["arm", "control", "metric", "scope", "difference", "low", "high", "p", "n", "reason"]
 
 
 TEXT = ("scan", "specimen", "patient", "scanner", "status")
@@ -55,7 +58,9 @@ def evaluate(
     """
     frames = with_censoring(frames, kind)
     strata = patient_table(frames, kind)
-    weights = uncertainty.draw(strata.to_numpy(), settings["resamples"], np.random.default_rng(settings["seed"]))
+    rng = np.random.default_rng(settings["seed"])
+    weights = uncertainty.draw(strata.to_numpy(), settings["resamples"], rng)
+    swaps = comparing.draw_swaps(strata.size, settings["resamples"], rng)
     columns = {patient: index for index, patient in enumerate(strata.index)}
     level = settings["level"]
 
@@ -72,7 +77,13 @@ def evaluate(
         estimates = reference if arm == control and reference is not None else estimate(arm)
         tables += [*metric_rows(arm, estimates, level), *training_rows(arm, statuses(arm), estimates, reference)]
         if reference is not None and arm != control:
-            comparisons += comparison_rows(arm, control, estimates, reference, level)
+            rows = comparison_rows(arm, control, estimates, reference, level)
+            tested = comparing.permutation_p(frames[arm], frames[control], kind, columns, swaps)
+            for row in rows:
+                row["p"] = tested.get(row["metric"], np.nan) if row["scope"] == "pooled" else np.nan
+            comparisons += rows
+            if kind == "binary":
+                comparisons.append(delong_row(arm, control, frames, len(strata), level))
     return pd.DataFrame(tables, columns=METRIC_COLUMNS), pd.DataFrame(comparisons, columns=COMPARISON_COLUMNS)
 
 
@@ -155,6 +166,16 @@ def comparison_rows(
         )
         rows.append({**row, "difference": ours[0] - theirs[0], "low": low, "high": high, "reason": reason})
     return rows
+
+
+def delong_row(arm: str, control: str, frames: Mapping[str, pd.DataFrame], n: int, level: float) -> dict[str, Any]:
+    """Return the row `auc_delong`: the same difference with DeLong's interval and p, to check the bootstrap by."""
+    row = {"arm": arm, "control": control, "metric": DELONG, "scope": "pooled", "n": n, "reason": ""}
+    try:
+        values = comparing.delong(frames[arm], frames[control], level)
+    except Undefined as undefined:
+        return row | dict.fromkeys(("difference", "low", "high", "p"), np.nan) | {"reason": undefined.reason}
+    return row | dict(zip(("difference", "low", "high", "p"), values, strict=True))
 
 
 def is_collapsed(table: pd.DataFrame, arm: str) -> str:

@@ -39,7 +39,7 @@ def test_tables_have_the_agreed_columns_and_are_the_same_each_time(root):
     assert {"pooled", "unseen", "scanner:A", "pair:A-B"} <= set(metrics["scope"])
     assert set(metrics["seed"]) == {"mean", "1", "2", "3"}
     comparisons = pd.read_csv(root / "out" / "comparisons.tsv", sep="\t")
-    assert list(comparisons) == ["arm", "control", "metric", "scope", "difference", "low", "high", "n", "reason"]
+    assert list(comparisons) == ["arm", "control", "metric", "scope", "difference", "low", "high", "p", "n", "reason"]
     assert set(comparisons["arm"]) == {"robust"}
 
 

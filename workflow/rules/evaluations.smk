@@ -6,6 +6,7 @@ rule evaluate_predictions:
     input:
         script=scripts("evaluate_predictions.py"),
         modules=[
+            scripts("isoslide/comparing.py"),
             scripts("isoslide/estimates.py"),
             scripts("isoslide/evaluation.py"),
             scripts("isoslide/metrics.py"),

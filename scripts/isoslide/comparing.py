@@ -1,0 +1,217 @@
+"""Is the difference of two arms more than chance: a permutation test over patients, DeLong's interval, Holm's steps.
+
+The permutation test asks what the difference would be if the arm's name meant nothing: for a random half of the
+patients, the two arms' predictions (of all scans, folds and seeds of the patient) change places, and the difference is
+computed again. p = (1 + permutations with a difference at least as large, in size) / (1 + permutations). Like the
+bootstrap it takes the trained models as they are.
+
+All permutations are computed at once. AUC and c-index are sums over pairs of patients, so a permutation is a product of
+the patients' choices with four small matrices (which arm the one's and which the other's score comes from);
+inconsistency needs sums over patients only.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from isoslide import metrics
+from isoslide.metrics import RISK_TIE, Undefined
+
+Floats = np.ndarray
+TESTED = {"binary": ("auc", "inconsistency"), "survival": ("c_index", "inconsistency")}
+
+
+def draw_swaps(patients: int, permutations: int, rng: np.random.Generator) -> Floats:
+    """Return (1 + permutations, patients): 1 where a patient's arms change places; row 0 changes nothing."""
+    swaps = rng.integers(0, 2, (1 + permutations, patients)).astype(float)
+    swaps[0] = 0
+    return swaps
+
+
+def permuted_difference(
+    ours: pd.DataFrame, theirs: pd.DataFrame, metric: str, swaps: Floats, columns: Mapping[str, int]
+) -> Floats:
+    """Return arm minus control (1 + permutations,) of a metric, pooled over scanners; element 0 is the real one.
+
+    Args:
+        ours: predictions of the arm.
+        theirs: predictions of the control; models (seed, fold) that only one of them has are left out.
+        metric: `auc`, `c_index` or `inconsistency`.
+        swaps: see `draw_swaps`.
+        columns: the column of `swaps` of each patient.
+
+    Raises:
+        Undefined: if no model of both arms has a value.
+    """
+    seeds: dict[int, list[tuple[Floats, float]]] = {}
+    complete = _complete(theirs)
+    for (seed, _), rows in _common(ours, theirs):
+        if metric == "inconsistency":
+            rows = rows[rows["specimen"].isin(complete)]
+        try:
+            value = _inconsistency(rows, swaps, columns) if metric == "inconsistency" else _pairs(rows, swaps, columns)
+        except Undefined:
+            continue
+        seeds.setdefault(seed, []).append(value)
+    if not seeds:
+        raise Undefined("no model of both arms has a value")
+    averages = [np.average([v for v, _ in folds], axis=0, weights=[w for _, w in folds]) for folds in seeds.values()]
+    return np.mean(averages, axis=0)
+
+
+def permutation_p(
+    ours: pd.DataFrame, theirs: pd.DataFrame, kind: str, columns: Mapping[str, int], swaps: Floats
+) -> dict[str, float]:
+    """Return the permutation p of the main metric and of inconsistency; NaN where there is none."""
+    found = {}
+    for metric in TESTED[kind]:
+        try:
+            found[metric] = p_value(permuted_difference(ours, theirs, metric, swaps, columns))
+        except Undefined:
+            found[metric] = float("nan")
+    return found
+
+
+def p_value(differences: Floats) -> float:
+    """Return the two-sided p of element 0 among permuted differences; at least 1 / (1 + permutations)."""
+    changed = differences[1:][np.isfinite(differences[1:])]
+    # The margin keeps permutations that change nothing (rounding apart) on the side of chance.
+    return float((1 + np.sum(np.abs(changed) >= abs(differences[0]) - 1e-12)) / (1 + changed.size))
+
+
+def holm(p: ArrayLike) -> Floats:
+    """Return p-values adjusted for their number by Holm's step-down method (1979); NaN stays and does not count.
+
+    Formula: sorted p_(1) <= ... <= p_(m): the largest of (m - j + 1) p_(j) over j <= i, at most 1.
+    """
+    p = np.asarray(p, dtype=float)
+    adjusted = np.full(p.shape, np.nan)
+    order = np.argsort(p, kind="stable")[: np.isfinite(p).sum()]
+    steps = np.arange(order.size, 0, -1) * p[order]
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
+
+
+def delong(ours: pd.DataFrame, theirs: pd.DataFrame, level: float = 0.95) -> tuple[float, float, float, float]:
+    """Return AUC difference, interval and p by DeLong's method: a check of the bootstrap that draws nothing.
+
+    Structural components (DeLong et al. 1988) of each scan, averaged over seeds, summed within patients (Obuchowski
+    1997: scans of a patient are not independent), and over folds with the same weights as the estimate.
+
+    Raises:
+        Undefined: if a fold has one class, a class with one patient, or no seed that both arms have.
+    """
+    difference = variance = total = 0.0
+    for _, models in _by_fold(ours, theirs):
+        value, fold_variance, pairs = _delong_fold(models)
+        difference, total = difference + pairs * value, total + pairs
+        variance += pairs**2 * fold_variance
+    if not total:
+        raise Undefined("no model of both arms has a value")
+    difference, error = difference / total, np.sqrt(variance) / total
+    half = stats.norm.ppf((1 + level) / 2) * error
+    p = 2 * stats.norm.sf(abs(difference) / error) if error > 0 else float(difference == 0)
+    return difference, difference - half, difference + half, float(p)
+
+
+def _common(ours: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[tuple[int, int], pd.DataFrame]]:
+    """Yield (seed, fold) and the scans that both arms scored with finite scores: columns p (ours) and p_control."""
+    keys = ["seed", "fold", "scan"]
+    both = ours.merge(theirs[[*keys, "p"]], on=keys, suffixes=("", "_control"))
+    finite = np.isfinite(both["p"]) & np.isfinite(both["p_control"])
+    both["finite"] = finite
+    for key, rows in both.groupby(["seed", "fold"], sort=True):
+        if rows["finite"].all():
+            yield key, rows
+
+
+def _complete(frame: pd.DataFrame) -> set[str]:
+    scanners = frame.groupby("specimen")["scanner"].nunique()
+    complete = set(scanners.index[scanners == frame["scanner"].nunique()])
+    return complete or set(scanners.index[scanners > 1])
+
+
+def _pairs(rows: pd.DataFrame, swaps: Floats, columns: Mapping[str, int]) -> tuple[Floats, float]:
+    """Return difference of AUC or c-index on every permutation, and the number of comparable pairs."""
+    scores = rows["p"].to_numpy(), rows["p_control"].to_numpy()
+    if rows["time"].notna().any():
+        time, event, tie = rows["time"].to_numpy(), rows["event"].to_numpy().astype(bool), RISK_TIE
+    else:  # an AUC is the c-index of positives that have the event first
+        event, tie = rows["label"].to_numpy().astype(bool), 0.0
+        time = np.where(event, 1.0, 2.0)
+    first = np.flatnonzero(event)
+    comparable, _ = metrics.concordance(time, event, scores[0], first)
+    if not comparable.sum():
+        raise Undefined("no comparable pairs")
+    names, patient = np.unique(rows["patient"].to_numpy(str), return_inverse=True)
+    member = np.eye(names.size)[patient]
+    chosen = swaps[:, [columns[name] for name in names]]
+    parts = [1 - chosen, chosen]
+    sums = np.zeros((2, len(swaps)))
+    for i, one in enumerate(scores):
+        for j, other in enumerate(scores):
+            apart = one[first, None] - other[None, :]
+            wins = comparable * np.where(np.abs(apart) <= tie, 0.5, apart > 0)
+            table = member[first].T @ wins @ member
+            sums[0] += np.sum((parts[i] @ table) * parts[j], axis=1)
+            sums[1] += np.sum((parts[1 - i] @ table) * parts[1 - j], axis=1)
+    return (sums[0] - sums[1]) / comparable.sum(), float(comparable.sum())
+
+
+def _inconsistency(rows: pd.DataFrame, swaps: Floats, columns: Mapping[str, int]) -> tuple[Floats, float]:
+    """Return difference of inconsistency on every permutation, and the number of specimens."""
+    for name in ("p", "p_control"):
+        metrics.inconsistency(rows[name], rows["specimen"])  # raises where there is none
+    names, patient = np.unique(rows["patient"].to_numpy(str), return_inverse=True)
+    chosen = swaps[:, [columns[name] for name in names]]
+    parts = []
+    specimens = rows.groupby("specimen")
+    owner = specimens["patient"].first().map({name: i for i, name in enumerate(names)}).to_numpy()
+    several = specimens.size().to_numpy() > 1
+    for name in ("p", "p_control"):
+        score = rows[name].to_numpy() - rows["p_control"].mean()
+        within = np.where(several, specimens[name].std(ddof=0), 0)
+        sums = ((owner, within), (patient, score), (patient, score**2))
+        parts.append([np.bincount(index, values, names.size) for index, values in sums])
+    values = []
+    for keep in (1 - chosen, chosen):
+        within, mean, square = (keep @ ours + (1 - keep) @ theirs for ours, theirs in zip(*parts, strict=True))
+        spread = np.sqrt(np.maximum(square / len(rows) - (mean / len(rows)) ** 2, 0))
+        values.append(within / several.sum() / np.where(spread > 0, spread, np.nan))
+    return values[0] - values[1], float(several.sum())
+
+
+def _by_fold(ours: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[int, list[pd.DataFrame]]]:
+    folds: dict[int, list[pd.DataFrame]] = {}
+    for (_, fold), rows in _common(ours, theirs):
+        folds.setdefault(fold, []).append(rows.sort_values("scan"))
+    yield from sorted(folds.items())
+
+
+def _delong_fold(models: list[pd.DataFrame]) -> tuple[float, float, float]:
+    """Return AUC difference of a fold (mean over seeds), its variance, and the number of pairs."""
+    positive = models[0]["label"].to_numpy().astype(bool)
+    patient = models[0]["patient"].to_numpy(str)
+    if positive.all() or not positive.any():
+        raise Undefined("a fold has one class")
+    components = []
+    for rows in models:
+        parts = []
+        for name in ("p", "p_control"):
+            score = rows[name].to_numpy()
+            apart = score[positive, None] - score[None, ~positive]
+            psi = np.where(apart == 0, 0.5, apart > 0)
+            parts.append(np.concatenate([psi.mean(1), psi.mean(0)]))
+        components.append(parts[0] - parts[1])
+    component, count = np.mean(components, axis=0), int(positive.sum())
+    value, variance = float(component[:count].mean()), 0.0
+    for part, owners in ((component[:count], patient[positive]), (component[count:], patient[~positive])):
+        _, index = np.unique(owners, return_inverse=True)
+        clusters = np.bincount(index, part - value)
+        if clusters.size < 2:
+            raise Undefined("a class has one patient in a fold")
+        variance += clusters.size / (clusters.size - 1) * float(np.sum(clusters**2)) / part.size**2
+    return value, variance, float(count * (~positive).sum())
