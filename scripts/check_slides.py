@@ -1,12 +1,14 @@
 """Open every scan of a batch and write down what later stages rely on.
 
-    python scripts/check_slides.py --sheet config/slides.tsv --scans P01-1_A P01-1_B --output checks.tsv
+    python scripts/check_slides.py --sheet config/slides.tsv --scans P01-1_A P01-1_B \
+        --settings '{"assume_mpp_from_power": false}' --output checks.tsv
 
 One row per scan: status, µm/px and where it comes from, size, vendor, colour profile, fingerprint of the file.
 A scan that cannot be used is a row with its reason; it stops nothing.
 """
 
 import argparse
+import functools
 import logging
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,14 +20,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("--sheet", required=True, help="sample sheet")
     parser.add_argument("--scans", nargs="+", help="scans of the batch; default: all of the sheet")
+    parser.add_argument("--settings", type=cli.json_arg, default={}, help="the config's block checks, as JSON")
     parser.add_argument("--threads", type=int, default=1, help="slides opened at the same time")
     parser.add_argument("--output", required=True, help="status table to write")
     return parser.parse_args(argv)
 
 
-def check(row: dict[str, str]) -> dict:
+def check(row: dict[str, str], assume_from_power: bool) -> dict:
     try:
-        return checks.check(row)
+        return checks.check(row, assume_from_power)
     except SlideError as error:
         return status.failed(row, error.status, error.reason)
 
@@ -42,8 +45,9 @@ def main(argv: list[str] | None = None) -> None:
         if unknown:
             cli.fail(f"{args.sheet}: no scan {min(unknown)!r}: name scans of the sheet")
         table = table[table["scan"].isin(args.scans)]
+    check_row = functools.partial(check, assume_from_power=args.settings.get("assume_mpp_from_power", False))
     with ThreadPoolExecutor(args.threads) as pool:
-        rows = list(pool.map(check, table.to_dict("records")))
+        rows = list(pool.map(check_row, table.to_dict("records")))
     status.write(args.output, rows)
     logging.info("checked %d scans: %s", len(rows), status.summary(status.read(args.output)))
 

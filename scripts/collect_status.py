@@ -11,7 +11,7 @@ import argparse
 
 import pandas as pd
 
-from isoslide import atomic, cli, status
+from isoslide import atomic, checks, cli, status
 
 # A scan that could not be laid onto its reference is still used alone, never as a pair; the report counts it.
 TOLERATED = {"registrations": "not_registered"}
@@ -36,11 +36,18 @@ def main(argv: list[str] | None = None) -> None:
             f"stage {args.stage}: {len(table)} rows for {args.expect} scans of the sheet, {len(twice)} of them twice: "
             f"run the stage again with -R"
         )
+    if args.stage == "checks":
+        table = checks.mark_duplicates(table)
+        for line in checks.cohort_warnings(table):
+            print(f"warning: {line}")
     bad = status.bad(table)
     print(f"{args.stage}: {len(table)} scans: {status.summary(table)}")
     for row in bad.to_dict("records"):
         print(f"  {row['scan']} (scanner {row['scanner']}): {row['status']}: {row['reason']}")
     stopping = bad[bad["status"] != TOLERATED.get(args.stage)]
+    # Which of two ids a file belongs to only the user knows, so a copy stops the run whatever the policy.
+    if (bad["status"] == "duplicate_file").any():
+        cli.fail(f"stage {args.stage}: some scans are copies of one slide (listed above): mend the sheet")
     if len(stopping) and args.on_bad_slide == "fail":
         cli.fail(
             f"stage {args.stage}: {len(stopping)} of {len(table)} scans cannot be used (listed above): mend them, or "

@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 REQUIRED = ("scan", "path", "scanner")
-OPTIONAL = ("specimen", "patient", "site", "stain", "mpp", "split", "exclude")
+OPTIONAL = ("specimen", "patient", "site", "stain", "mpp", "mpp_override", "split", "exclude")
 SPLITS = ("", "train", "tune", "test")
-SLIDE_COLUMNS = ("scan", "path", "scanner", "specimen", "mpp")  # what the slide stages depend on
+SLIDE_COLUMNS = ("scan", "path", "scanner", "specimen", "mpp", "mpp_override")  # what the slide stages depend on
 DEMO_SLIDES = "results/demo/"  # scans under this folder are made by the rule make_demo, so need not exist yet
 # File names are made of ids. Anything printable is allowed but separators, wildcards' braces and leading dots.
 BAD_ID = re.compile(r"^\.|[/\\{}\x00-\x1f\x7f]|^$")
@@ -182,6 +182,11 @@ def _check_values(table: pd.DataFrame, path: str) -> None:
                     f"{path} line {line}: mpp {row['mpp']!r}: give µm per pixel as a number from 0.05 to 5, "
                     "with a point, or leave it empty to take it from the file"
                 )
+        if row["mpp_override"] not in ("", "yes") or (row["mpp_override"] and not row["mpp"]):
+            raise SheetError(
+                f"{path} line {line}: mpp_override {row['mpp_override']!r} with mpp {row['mpp']!r}: write yes where "
+                "the sheet's mpp is to win over the file's, and give that mpp; else leave the cell empty"
+            )
 
 
 def labels(table: pd.DataFrame, column: str) -> pd.Series:

@@ -3,7 +3,8 @@ import pytest
 import collect_status
 from isoslide import status
 
-GOOD = {"scan": "b", "status": "ok", "specimen": "G", "scanner": "A"}
+FACTS = {"mpp_x": 0.25, "mpp_source": "file", "vendor": "aperio", "icc": "yes", "fingerprint": "f1"}
+GOOD = {"scan": "b", "status": "ok", "specimen": "G", "scanner": "A"} | FACTS
 BAD = {"scan": "a", "status": "unreadable", "reason": "a format nobody knows", "specimen": "G", "scanner": "B"}
 
 
@@ -40,3 +41,34 @@ def test_a_scan_that_was_not_registered_is_used_alone(tmp_path):
     assert len(run(tmp_path, [GOOD, row], stage="registrations")) == 2
     with pytest.raises(SystemExit):
         run(tmp_path, [GOOD, row], stage="tissue")
+
+
+def test_copies_of_one_slide_stop_the_run_under_any_policy(tmp_path, capsys):
+    rows = [GOOD, GOOD | {"scan": "c"}, GOOD | {"scan": "d", "fingerprint": "f2"}]
+    for policy in ("fail", "skip"):
+        with pytest.raises(SystemExit, match="copies of one slide"):
+            run(tmp_path, rows, expect=3, policy=policy)
+        printed = capsys.readouterr().out
+        assert "b (scanner A): duplicate_file: the same slide as scan c: correct a path" in printed
+        assert "c (scanner A): duplicate_file: the same slide as scan b" in printed
+        assert "d (scanner" not in printed
+
+
+def test_warns_of_what_is_odd_in_the_cohort(tmp_path, capsys):
+    """Complaints G-A8, G-A14 (colour profiles), G-B8 (assumed µm/px), and formats mixed within a scanner."""
+    other = {"scanner": "B", "icc": "no", "vendor": "dicom"}
+    rows = [GOOD | {"scan": f"a{i}", "fingerprint": f"a{i}"} for i in range(4)]
+    rows += [GOOD | other | {"scan": f"b{i}", "fingerprint": f"b{i}"} for i in range(2)]
+    run(tmp_path, rows[:4], expect=4)
+    assert "warning" not in capsys.readouterr().out
+    rows[0] |= {"vendor": "generic-tiff", "mpp_x": 0.5, "mpp_source": "assumed"}
+    run(tmp_path, rows, expect=6)
+    printed = capsys.readouterr().out
+    assert "µm/px of 1 scans is assumed from the nominal power: a0" in printed
+    assert "scanner A hold a colour (ICC) profile and slides of scanner B hold none" in printed
+    assert "scanner A are of several formats (3 aperio, 1 generic-tiff)" in printed
+    assert "µm/px of scanner A is 0.25 in the median, and more than 5% off in 1 of 4 scans: a0" in printed
+
+
+def test_all_scans_bad(tmp_path):
+    assert len(run(tmp_path, [BAD], expect=1, policy="skip")) == 1

@@ -7,8 +7,8 @@ from isoslide import checks
 from isoslide.slide import SlideError
 
 
-def row(path, mpp=""):
-    return {"scan": "s", "path": str(path), "scanner": "A", "specimen": "G", "mpp": mpp}
+def row(path, mpp="", override=""):
+    return {"scan": "s", "path": str(path), "scanner": "A", "specimen": "G", "mpp": mpp, "mpp_override": override}
 
 
 def test_a_good_scan(tmp_path):
@@ -28,6 +28,8 @@ def test_mpp_of_the_sheet(tmp_path):
     with pytest.raises(SlideError, match=r"the sheet says 0.25 µm/px, the file 0.5 x 0.5") as error:
         checks.check(row(path, "0.25"))
     assert error.value.status == "mpp_conflict"
+    facts = checks.check(row(path, "0.25", "yes"))
+    assert (facts["mpp_x"], facts["mpp_source"]) == (0.25, "sheet")
     bare = synth.slide(tmp_path / "b.tif", with_mpp=False)
     facts = checks.check(row(bare, "0.25"))
     assert (facts["mpp_x"], facts["mpp_source"]) == (0.25, "sheet")
@@ -37,6 +39,36 @@ def test_implausible_mpp(tmp_path):
     with pytest.raises(SlideError, match="outside 0.05-5") as error:
         checks.check(row(synth.slide(tmp_path / "a.tif", mpp=40, size_px=(300, 300))))
     assert error.value.status == "implausible_mpp"
+
+
+POWER = {"openslide.objective-power": "40"}
+
+
+def test_nominal_power_is_used_only_when_asked_for():
+    """Complaints G-B3, G-B8: refused with the remedy, or assumed and marked."""
+    with pytest.raises(SlideError, match=r"only its nominal power, 40\): give it in the sheet's column 'mpp'"):
+        checks.decide_mpp(row("a"), POWER, False)
+    assert checks.decide_mpp(row("a"), POWER, True) == ((0.25, 0.25), "assumed")
+    assert checks.decide_mpp(row("a", "0.27"), POWER, True) == ((0.27, 0.27), "sheet")
+    for properties in ({}, {"openslide.objective-power": ""}):
+        with pytest.raises(SlideError, match="no_mpp"):
+            checks.decide_mpp(row("a"), properties, True)
+    with pytest.raises(SlideError, match="nominal power 1 gives 10 µm/px"):
+        checks.decide_mpp(row("a"), {"openslide.objective-power": "1"}, True)
+
+
+def test_sheet_may_overrule_an_implausible_file(tmp_path):
+    """Complaint G-B6: a file that says 40 µm/px."""
+    path = synth.slide(tmp_path / "a.tif", mpp=40, size_px=(300, 300))
+    assert checks.check(row(path, "0.5", "yes"))["mpp_x"] == 0.5
+
+
+def test_mrxs_without_its_folder(tmp_path):
+    """Complaints G-A13, G-B1: the message names the folder, and it is not a matter of µm/px."""
+    (tmp_path / "x.mrxs").touch()
+    with pytest.raises(SlideError, match=rf"missing: no {tmp_path}/x/Slidedat.ini") as error:
+        checks.check(row(tmp_path / "x.mrxs"))
+    assert error.value.status == "missing"
 
 
 class Pyramid:

@@ -35,6 +35,9 @@ def test_reads_tabs_byte_order_mark_windows_line_ends_and_trailing_blanks(tmp_pa
         ([",a,A"], r"line 2: scan ''"),
         (["x" * 201 + ",a,A"], r"over 200 bytes"),
         (["s1,a,A,G1,P1", "s2,a,B,G1,P2"], r"lines 2, 3: specimen 'G1' is of patients 'P1' and 'P2'"),
+        (["a\\b,a,A"], r"line 2: scan 'a"),
+        (["..,a,A"], r"line 2: scan '..'"),
+        (["s1,a,A,../G"], r"line 2: specimen '../G'"),
         (["s1,a,A,,,training"], r"line 2: split 'training'"),
         (["s1,a,A,,,,,,,,,"], r"line 2: 12 cells but 10 columns"),
         ([], r"no rows"),
@@ -55,6 +58,24 @@ def test_refuses_headers_it_cannot_use(tmp_path):
         sheet.read(write(tmp_path, ["s1,s1,a,A"], "scan,scan,path,scanner\n"))
     with pytest.raises(sheet.SheetError, match="no sample sheet"):
         sheet.read(tmp_path / "absent.tsv")
+
+
+def test_sheet_of_a_german_spreadsheet_program_is_refused_with_the_reason(tmp_path):
+    """Semicolons; a decimal comma."""
+    path = tmp_path / "slides.csv"
+    path.write_bytes("\ufeffscan;path;scanner;mpp\r\ns1;a;A;0,25\r\n".encode())
+    with pytest.raises(sheet.SheetError, match="neither tabs nor commas: save it as TSV or CSV"):
+        sheet.read(path)
+    with pytest.raises(sheet.SheetError, match="mpp '0,25': give µm per pixel as a number .* with a point"):
+        sheet.read(write(tmp_path, ["s1\ta\tA\t0,25"], "scan\tpath\tscanner\tmpp\n"))
+
+
+def test_the_sheets_mpp_wins_only_where_it_says_so(tmp_path):
+    header = "scan,path,scanner,mpp,mpp_override\n"
+    assert sheet.read(write(tmp_path, ["s1,a,A,0.5,yes"], header))["mpp_override"].tolist() == ["yes"]
+    for cells in (",yes", "0.5,1"):
+        with pytest.raises(sheet.SheetError, match="write yes where the sheet's mpp is to win"):
+            sheet.read(write(tmp_path, [f"s1,a,A,{cells}"], header))
 
 
 @pytest.mark.parametrize("mpp", ["0,25", "40", "0", "fast", "nan"])

@@ -23,11 +23,13 @@ rule check_slides:
     params:
         scans=scans_of_batch,
         rows=rows_of_batch,
+        settings=json.dumps(config["checks"]),
     shell:
         """
         python {input.script:q} \
             --sheet {input.sheet:q} \
             --scans {params.scans:q} \
+            --settings {params.settings:q} \
             --threads {threads} \
             --output {output:q} &>{log:q}
         """

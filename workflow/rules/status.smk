@@ -8,6 +8,7 @@ rule collect_status:
     """Put the batches' status tables together and check that no scan is missing."""
     input:
         script=scripts("collect_status.py"),
+        modules=[scripts("isoslide/checks.py"), scripts("isoslide/status.py")],
         tables=tables_of_stage,
     output:
         "results/status/{stage}.tsv",
