@@ -23,6 +23,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="folder of the slides to make")
     parser.add_argument("--output", type=Path, help="manifest of the slides")
     parser.add_argument("--threads", type=int, default=1, help="processes that make slides (default: 1)")
+    parser.add_argument("--specimens", nargs="+", metavar="ID", help="make the slides of these only; default: all")
     parser.add_argument("--patients", type=int, default=demo.PATIENTS, help=f"default: {demo.PATIENTS}")
     args = parser.parse_args(argv)
     slides = [args.slide, args.folder, args.output]
@@ -45,8 +46,11 @@ def main(argv: list[str] | None = None) -> None:
 
         if not args.slide.exists():
             cli.fail(f"no slide {args.slide}: it is part of the repository, restore it")
+        glasses = demo.specimens(patients)
+        if args.specimens:
+            glasses = [glass for glass in glasses if glass.name in args.specimens]
         with cli.timed("slides"):
-            manifest = demo_slides.make_cohort(args.slide, args.folder, demo.specimens(patients), args.threads)
+            manifest = demo_slides.make_cohort(args.slide, args.folder, glasses, args.threads)
         atomic.write_table(args.output, manifest)
 
 

@@ -22,13 +22,18 @@ rule make_demo:
         "../../envs/base.yaml"
     threads: 4
     resources:
-        mem_mb=2000,
+        mem_mb=4000,
         runtime=30,
+    params:
+        specimens=sorted(
+            set(SHEET[SHEET["path"].str.startswith(sheet.DEMO_SLIDES)]["specimen"])
+        ),
     shell:
         """
         python {input.script:q} \
             --slide {input.slide:q} \
             --folder results/demo/slides \
+            --specimens {params.specimens:q} \
             --threads {threads} \
             --output {output:q} &>{log:q}
         """

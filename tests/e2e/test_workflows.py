@@ -1,0 +1,208 @@
+"""Whole workflows, as a user runs them."""
+
+import re
+import shutil
+import signal
+import subprocess
+import time
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+from isoslide import status
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("Snakefile", "config", "envs", "resources", "scripts", "workflow")
+pytestmark = pytest.mark.e2e
+
+
+def snakemake(folder, *arguments, **options):
+    command = ["snakemake", "--cores", "2", "--workflow-profile", "workflow/profiles/workstation", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, **options)
+
+
+def succeed(folder, *arguments):
+    done = snakemake(folder, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def planned(folder, *arguments):
+    """{rule: jobs} of a dry run; empty when there is nothing to be done."""
+    text = succeed(folder, "-n", "--quiet", "rules", *arguments)
+    if "Nothing to be done" in text:
+        return {}
+    return {
+        name: int(n) for name, n in re.findall(r"^(\w+) +(\d+)$", text.rsplit("Job stats:", 1)[1], flags=re.MULTILINE)
+    }
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A copy of the repository, in a folder with a blank in its name, in which the small demo has run."""
+    folder = tmp_path_factory.mktemp("e2e") / "iso slide"
+    folder.mkdir()
+    for part in PARTS:
+        source = ROOT / part
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, folder / part)
+    shutil.copy(ROOT / "tests/e2e/small_demo.yaml", folder / "config/config.yaml")
+    table = pd.read_csv(ROOT / "config/slides.tsv", sep="\t", dtype=str)
+    patients = table.drop_duplicates("patient").groupby("response").head(10)["patient"]
+    table[table["patient"].isin(patients)].to_csv(folder / "config/slides.tsv", sep="\t", index=False)
+    start_and_kill(folder)
+    succeed(folder)
+    return folder
+
+
+def start_and_kill(folder):
+    """Start the run, kill it and all its jobs in the middle of the slide stages, and unlock the folder."""
+    command = ["snakemake", "--cores", "2", "--workflow-profile", "workflow/profiles/workstation", "tissue"]
+    run = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("results/demo/slides/*.tif"))) < 8 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    subprocess.run(["pkill", "-KILL", "--session", str(run.pid)], check=True)
+    run.wait()
+    assert run.returncode == -signal.SIGKILL
+    succeed(folder, "--unlock")
+
+
+def test_every_scan_comes_through_every_stage(demo):
+    n_scans = len(pd.read_csv(demo / "config/slides.tsv", sep="\t"))
+    for stage in ("checks", "tissue", "registrations", "tiles/224px_0.5um", "features/efficientnet_lite0"):
+        table = status.read(demo / f"results/status/{stage}.tsv")
+        assert len(table) == n_scans
+        assert set(table["status"]) == {"ok"}, stage
+
+
+def test_scans_are_registered_to_the_truth(demo):
+    """Registrations against the geometry that the simulated scanners were given, in µm at four corners."""
+    truth = pd.read_csv(demo / "results/demo/manifest.tsv", sep="\t").set_index("scan")
+    columns = [["a00", "a01", "a02"], ["a10", "a11", "a12"]]
+    errors = []
+    for path in sorted(demo.glob("results/registrations/*.json")):
+        record = pd.read_json(path, typ="series")
+        to_reference = matrix(truth.loc[record["reference"]], columns)
+        for scan, entry in record["scans"].items():
+            found = np.vstack([entry["affine"], [0, 0, 1]])
+            expected = matrix(truth.loc[scan], columns) @ np.linalg.inv(to_reference)
+            corners = np.array([[200, 200, 1], [800, 200, 1], [200, 800, 1], [800, 800, 1]]).T
+            errors.append(np.abs((found - expected) @ corners).max())
+    assert len(errors) >= 80
+    assert max(errors) < 0.5
+
+
+def matrix(row, columns):
+    return np.vstack([row[columns[0]], row[columns[1]], [0, 0, 1]]).astype(float)
+
+
+def test_results_are_complete_and_finite(demo):
+    models = status.read(demo / "results/models/response/efficientnet_lite0/robust/models.tsv")
+    assert len(models) == 4  # two folds, two seeds
+    assert all((demo / path).exists() for path in models["path"])
+    scores = pd.read_csv(demo / "results/predictions/response/efficientnet_lite0/robust.tsv", sep="\t")
+    assert scores["p"].between(0, 1).all()
+    sheet = pd.read_csv(demo / "config/slides.tsv", sep="\t")
+    assert set(scores["scan"]) == set(sheet["scan"])  # every scan is tested in one fold
+    assert (scores.groupby("scan").size() == 2).all()
+    metrics = pd.read_csv(demo / "results/evaluations/survival/efficientnet_lite0/metrics.tsv", sep="\t")
+    assert {"c_index", "inconsistency", "rmse", "agreement", "spread"} <= set(metrics["metric"])
+    page = (demo / "results/report/index.html").read_text()
+    assert "simulated" in page
+    assert "not a pathology model" in page
+    assert "http://" not in re.sub(r"http://www\.w3\.org/\S+", "", page)
+
+
+def test_stages_run_by_name_and_nothing_is_left_to_do(demo):
+    succeed(demo, "heatmaps")
+    for stage in ("checks", "tissue", "registrations", "tiles", "features", "splits", "models", "predictions"):
+        assert planned(demo, stage) == {}
+    for stage in ("evaluations", "heatmaps", "report", "all"):
+        assert planned(demo, stage) == {}
+
+
+def test_a_touch_runs_nothing_and_an_edit_runs_its_stage_only(demo):
+    for path in [
+        *demo.glob("scripts/**/*.py"),
+        *demo.glob("resources/*"),
+        demo / "config/slides.tsv",
+        demo / "Snakefile",
+    ]:
+        path.touch()
+    assert planned(demo) == {}
+    module = demo / "scripts/isoslide/evaluation.py"
+    text = module.read_text()
+    module.write_text(text + "\n# an edit\n")
+    assert planned(demo) == {"evaluate_predictions": 2, "write_report": 1, "all": 1, "total": 4}
+    module.write_text(text)
+    assert planned(demo) == {}
+
+
+def test_a_changed_parameter_and_a_new_arm_run_what_depends_on_them(demo):
+    over = demo / "over.yaml"
+    files = ["--configfile", "config/config.yaml", "over.yaml"]
+    over.write_text("evaluation: { resamples: 200 }\n")
+    assert planned(demo, *files) == {"evaluate_predictions": 2, "write_report": 1, "all": 1, "total": 4}
+    over.write_text("arms: { embedding: { sampler: paired, embedding_weight: 1 } }\n")
+    plan = planned(demo, *files)
+    assert plan == {
+        "train_models": 2,
+        "predict_scans": 2,
+        "evaluate_predictions": 2,
+        "write_report": 1,
+        "all": 1,
+        "total": 8,
+    }
+
+
+def test_a_rerun_of_an_early_stage_keeps_what_stands(demo):
+    """Features carry content keys: running their jobs again opens each file and writes none."""
+    files = sorted(demo.glob("results/features/efficientnet_lite0/*.h5"))
+    times = [path.stat().st_mtime_ns for path in files]
+    succeed(demo, "features", "-R", "extract_features", "--until", "extract_features")
+    assert [path.stat().st_mtime_ns for path in files] == times
+
+
+def test_snakemakes_own_report(demo):
+    succeed(demo, "--report", "report.zip")
+    with zipfile.ZipFile(demo / "report.zip") as archive:
+        assert any(name.endswith("index.html") for name in archive.namelist())
+
+
+def test_real_slides_in_three_formats(tmp_path, shared):
+    (tmp_path / "shared").symlink_to(shared)
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    command = [
+        "snakemake",
+        "--cores",
+        "2",
+        "features",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--directory",
+        str(tmp_path),
+    ]
+    command += ["--configfile", str(ROOT / "tests/e2e/real_slides.yaml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = status.read(tmp_path / "results/status/features/efficientnet_lite0.tsv").set_index("scan")
+    assert set(table["status"]) == {"ok"}
+    files = {scan: h5py.File(tmp_path / path) for scan, path in table["path"].items()}
+    values = {scan: file["features"][()].astype(float) for scan, file in files.items()}
+    ids = {scan: file["tile_ids"][()].tolist() for scan, file in files.items()}
+    assert ids["CMU-1.svs"] == ids["CMU-1.dicom"]
+    assert len(ids["CMU-1.svs"]) >= 40
+    assert ids["OS-2.hamamatsu"] == ids["OS-2.olympus"]
+    assert cosine(values["CMU-1.svs"], values["CMU-1.dicom"]).min() > 0.9  # the same pixels, compressed once more
+    assert cosine(values["OS-2.hamamatsu"], values["OS-2.olympus"]).mean() > 0.6
+
+
+def cosine(a, b):
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
