@@ -8,7 +8,7 @@ has, inconsistency takes those with two or more scans, and the row says so.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 
@@ -217,20 +217,23 @@ def estimate_arm(
     frame = frame.sort_values(["seed", "fold", "specimen", "scanner", "scan"], kind="stable")
     models = {key: rows.index for key, rows in frame.reset_index(drop=True).groupby(["seed", "fold"], sort=True)}
     result: Estimates = {}
+    pairs: Pairs = {}
     for scope in scopes(list(frame["scanner"].unique()), unseen):
         inside = frame["scanner"].isin(scope.scanners).to_numpy()
         complete, note = comparable_specimens(frame[inside], scope)
         scans = _arrays(frame, columns, complete)
         patients = frame.loc[inside & (scans.complete if scope.name.startswith("pair:") else True), "patient"]
-        for metric in chosen_metrics(kind, scope):
-            call = _bind(metric, threshold)
-            units = Units({}, {}, int(patients.nunique()), note if metric.takes == "specimens" else "")
-            for key, rows in models.items():
-                model = scans.take(rows[inside[rows]])
-                units.values[key], reason = _estimate(call, model, weights, kind, scope)
+        chosen = [_bind(metric, threshold) for metric in chosen_metrics(kind, scope)]
+        for metric in chosen:
+            notes = note if metric.takes == "specimens" else ""
+            result[metric.name, scope.name] = Units({}, {}, int(patients.nunique()), notes)
+        for key, rows in models.items():
+            model = Model(key, scans.take(rows[inside[rows]]), kind, weights)
+            for metric in chosen:
+                units = result[metric.name, scope.name]
+                units.values[key], reason = _estimate(metric, model, scope, pairs)
                 if reason:
                     units.reasons[key] = reason
-            result[metric.name, scope.name] = units
     return result
 
 
@@ -276,48 +279,75 @@ def _bind(metric: Metric, threshold: float) -> Metric:
     return replace(metric, plain=plain, weighted=with_weights)
 
 
-def _estimate(metric: Metric, scans: Scans, weights: Floats, kind: str, scope: Scope) -> tuple[weighted.Estimate, str]:
+@dataclass
+class Model:
+    """The test scans of one model in one scope, and what the metrics take from them, each made once."""
+
+    key: tuple[int, int]
+    scans: Scans
+    kind: str
+    weights: Floats
+    made: dict[tuple[str, tuple[str, ...]], tuple[tuple[np.ndarray, ...], Floats]] = field(default_factory=dict)
+
+    def arguments(self, takes: str, scanners: tuple[str, ...]) -> tuple[tuple[np.ndarray, ...], Floats]:
+        """Return what a metric takes, and the weights (1 + resamples, elements)."""
+        if (takes, scanners) not in self.made:
+            *arguments, patients = _arguments(takes, self.scans, scanners, self.kind)
+            self.made[takes, scanners] = tuple(arguments), self.weights[:, patients]
+        return self.made[takes, scanners]
+
+
+Pairs = dict[tuple[str, tuple[int, int], tuple[str, str]], tuple[weighted.Estimate | None, str]]
+"""Estimates of scanner pairs by metric, model and pair: a pair's own scope and the pooled one share them."""
+
+
+def _estimate(metric: Metric, model: Model, scope: Scope, pairs: Pairs) -> tuple[weighted.Estimate, str]:
     """Return value and weight on all resamples, and the reason where the model has no value."""
-    parts = [scans]
     if metric.takes == "pairs":
-        parts = [scans.take(np.isin(scans.scanner, pair)) for pair in combinations(scope.scanners, 2)]
-    estimates, reason = [], "only one scanner"
-    for part in parts:
-        *arguments, patients = _arguments(metric, part, scope, kind)
-        try:
-            metric.plain(*arguments)
-        except metrics.Undefined as undefined:
-            reason = undefined.reason
-            continue
-        estimates.append(metric.weighted(*arguments, weights[:, patients]))
-    if not estimates:
-        return (np.full(len(weights), np.nan), np.zeros(len(weights))), reason
-    if len(estimates) == 1:
-        return estimates[0], ""
-    values, drawn = (np.array(arrays) for arrays in zip(*estimates, strict=True))
+        parts, reason = [], "only one scanner"
+        for pair in combinations(scope.scanners, 2):
+            key = (metric.name, model.key, pair)
+            if key not in pairs:
+                pairs[key] = _value(metric, model, pair)
+            estimate, said = pairs[key]
+            reason = said or reason
+            parts += [estimate] if estimate else []
+    else:
+        estimate, reason = _value(metric, model, scope.scanners)
+        parts = [estimate] if estimate else []
+    if not parts:
+        size = len(model.weights)
+        return (np.full(size, np.nan), np.zeros(size)), reason
+    if len(parts) == 1:
+        return parts[0], ""
+    values, drawn = (np.array(arrays) for arrays in zip(*parts, strict=True))
     return (uncertainty.over_seeds(values), drawn.mean(0)), ""
 
 
-def _arguments(metric: Metric, scans: Scans, scope: Scope, kind: str) -> tuple[np.ndarray, ...]:
-    """Return what the metric takes, and last the weight column of each element."""
-    if metric.takes == "censored":
+def _value(metric: Metric, model: Model, scanners: tuple[str, ...]) -> tuple[weighted.Estimate | None, str]:
+    arguments, weights = model.arguments(metric.takes, scanners)
+    try:
+        metric.plain(*arguments)
+    except metrics.Undefined as undefined:
+        return None, undefined.reason
+    return metric.weighted(*arguments, weights), ""
+
+
+def _arguments(takes: str, scans: Scans, scanners: tuple[str, ...], kind: str) -> tuple[np.ndarray, ...]:
+    """Return what a metric takes, and last the weight column of each element."""
+    if takes == "censored":
         return scans.time, scans.event, scans.p, scans.free, scans.patient
-    if metric.takes == "labels" and kind == "survival":
+    if takes == "labels" and kind == "survival":
         return scans.time, scans.event, scans.p, scans.patient
-    if metric.takes == "labels":
+    if takes == "labels":
         return scans.y, scans.p, scans.patient
-    if metric.takes == "scores":
+    if takes == "scores":
         return scans.p, scans.patient
-    if metric.takes == "specimens":
+    if takes == "specimens":
         scans = scans.take(scans.complete)
         return scans.p, scans.specimen, scans.patient
-    scanners = sorted(set(scans.scanner)) if metric.takes == "pairs" else scope.scanners
-    matrix, patients = _matrix(scans, tuple(scanners))
-    if metric.takes == "matrix":
-        return matrix, patients
-    if len(scanners) < 2:
-        return np.empty(0), np.empty(0), patients[:0]
-    return matrix[:, 0], matrix[:, 1], patients
+    matrix, patients = _matrix(scans.take(np.isin(scans.scanner, scanners)), scanners)
+    return (matrix, patients) if takes == "matrix" else (matrix[:, 0], matrix[:, 1], patients)
 
 
 def _matrix(scans: Scans, scanners: tuple[str, ...]) -> tuple[Floats, np.ndarray]:

@@ -24,8 +24,8 @@ def auc(y: Floats, score: Floats, weights: Floats) -> Estimate:
     order = np.argsort(score, kind="stable")
     starts = np.flatnonzero(np.diff(score[order], prepend=-np.inf) > 0)
     sorted_weights, positive = weights[:, order], y[order].astype(bool)
-    positives = np.add.reduceat(sorted_weights * positive, starts, axis=1)
-    negatives = np.add.reduceat(sorted_weights * ~positive, starts, axis=1)
+    positives = _by_group(sorted_weights * positive, starts)
+    negatives = _by_group(sorted_weights * ~positive, starts)
     below = np.cumsum(negatives, axis=1) - negatives
     pairs = positives.sum(1) * negatives.sum(1)
     return _ratio(np.sum(positives * (below + negatives / 2), axis=1), pairs), pairs
@@ -36,11 +36,11 @@ def average_precision(y: Floats, score: Floats, weights: Floats) -> Estimate:
     order = np.argsort(-score, kind="stable")
     starts = np.flatnonzero(np.append(True, np.diff(score[order]) != 0))
     sorted_weights, positive = weights[:, order], y[order].astype(bool)
-    found = np.add.reduceat(sorted_weights * positive, starts, axis=1)
-    called = np.cumsum(np.add.reduceat(sorted_weights, starts, axis=1), axis=1)
+    found = _by_group(sorted_weights * positive, starts)
+    called = np.cumsum(_by_group(sorted_weights, starts), axis=1)
     reached = np.cumsum(found, axis=1)
     positives, all_scans = reached[:, -1], called[:, -1]
-    hits = np.sum(found * np.nan_to_num(_ratio(reached, called)), axis=1)
+    hits = np.sum(found * _share(reached, called), axis=1)
     return _with_weight(_ratio(hits, np.where(positives < all_scans, positives, 0)), positives)
 
 
@@ -58,15 +58,15 @@ def log_hazard_ratio(time: Floats, event: Floats, p: Floats, weights: Floats, th
     sorted_weights, high, died = weights[:, order], (p >= threshold)[order], event[order].astype(bool)
 
     def by_time(mask: NDArray[np.bool_]) -> Floats:
-        return np.add.reduceat(sorted_weights * mask, starts, axis=1)
+        return _by_group(sorted_weights * mask, starts)
 
     def at_risk(mask: NDArray[np.bool_]) -> Floats:
         return np.cumsum(by_time(mask)[:, ::-1], axis=1)[:, ::-1]
 
     n, events = at_risk(np.ones_like(high)), by_time(died)
-    share = np.nan_to_num(_ratio(at_risk(high), n))
+    share = _share(at_risk(high), n)
     excess = np.sum(by_time(died & high) - events * share, axis=1)
-    variance = np.sum(events * share * (1 - share) * np.nan_to_num(_ratio(n - events, n - 1)), axis=1)
+    variance = np.sum(events * share * (1 - share) * _share(n - events, np.maximum(n - 1, 0)), axis=1)
     variance = np.where(variance > 1e-12, variance, 0)
     return _ratio(excess, variance), variance
 
@@ -209,7 +209,18 @@ def _scale(scores: Floats) -> float:
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     result = np.full(np.broadcast_shapes(np.shape(numerator), np.shape(denominator)), np.nan)
-    return np.divide(numerator, denominator, out=result, where=np.nan_to_num(denominator) != 0)
+    usable = np.not_equal(denominator, 0) & (np.asarray(denominator) == denominator)
+    return np.divide(numerator, denominator, out=result, where=usable)
+
+
+def _share(numerator: Floats, denominator: Floats) -> Floats:
+    """Return the ratio, 0 where the denominator is 0."""
+    return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator != 0)
+
+
+def _by_group(values: Floats, starts: NDArray[np.int64]) -> Floats:
+    """Return sums over runs of columns; where every column is a run of its own there is nothing to add."""
+    return values if starts.size == values.shape[1] else np.add.reduceat(values, starts, axis=1)
 
 
 def _with_weight(value: Floats, weight: Floats) -> Estimate:
