@@ -41,18 +41,22 @@ rule all:
     default_target: True
     input:
         "results/report/index.html",
+        "results/checks/mpp.svg",
+        "results/tissue/contact_sheet.html",
 
 
 rule checks:
     """Stage: what each scan is, and whether it can be used."""
     input:
         "results/status/checks.tsv",
+        "results/checks/mpp.svg",
 
 
 rule tissue:
     """Stage: tissue outlines."""
     input:
         "results/status/tissue.tsv",
+        "results/tissue/contact_sheet.html",
 
 
 rule registrations:

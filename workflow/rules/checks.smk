@@ -1,4 +1,4 @@
-"""Checks. In: the sheet and its slides. Out: per batch, what each scan is and whether it can be used."""
+"""Checks. In: the sheet and its slides. Out: per batch, what each scan is and whether it can be used; µm/px as a picture."""
 
 
 rule check_slides:
@@ -32,4 +32,23 @@ rule check_slides:
             --settings {params.settings:q} \
             --threads {threads} \
             --output {output:q} &>{log:q}
+        """
+
+
+rule draw_mpp:
+    """Draw the µm/px of all scans by scanner."""
+    input:
+        script=scripts("draw_mpp.py"),
+        modules=[scripts("isoslide/pictures.py"), scripts("isoslide/figures.py")],
+        checks="results/status/checks.tsv",
+    output:
+        "results/checks/mpp.svg",
+    log:
+        "results/logs/draw_mpp.log",
+    localrule: True
+    conda:
+        "../../envs/base.yaml"
+    shell:
+        """
+        python {input.script:q} --checks {input.checks:q} --output {output:q} &>{log:q}
         """

@@ -1,4 +1,5 @@
-"""Tissue. In: the checked scans of a batch. Out: outline (GeoJSON) and overlay per scan, status per batch."""
+"""Tissue. In: the checked scans of a batch. Out: outline (GeoJSON) and overlay per scan, status per batch;
+one page with all overlays."""
 
 
 rule segment_tissue:
@@ -33,5 +34,27 @@ rule segment_tissue:
             --settings {params.settings:q} \
             --results results/tissue \
             --threads {threads} \
+            --output {output:q} &>{log:q}
+        """
+
+
+rule draw_contact_sheet:
+    """Put all overlays on one page, those worth a look first."""
+    input:
+        script=scripts("draw_contact_sheet.py"),
+        modules=[scripts("isoslide/pictures.py")],
+        tissue="results/status/tissue.tsv",
+    output:
+        "results/tissue/contact_sheet.html",
+    log:
+        "results/logs/draw_contact_sheet.log",
+    localrule: True
+    conda:
+        "../../envs/base.yaml"
+    shell:
+        """
+        python {input.script:q} \
+            --tissue {input.tissue:q} \
+            --pictures results/tissue \
             --output {output:q} &>{log:q}
         """
