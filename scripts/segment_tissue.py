@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
-from isoslide import atomic, cli, geojson, keys, slide, status, tissue
+from isoslide import atomic, cli, geojson, keys, quality, slide, status, tissue
 
-NUMBERS = ("tissue_mm2", "sharpness", "ink_share", "black_share", "um_per_px")
+COLOURS = ("red_mean", "green_mean", "blue_mean", "red_sd", "green_sd", "blue_sd")
+NUMBERS = ("tissue_mm2", "sharpness", "ink_share", "black_share", "um_per_px", "black_places", "level_gap", *COLOURS)
 EDITED = "edited by hand"
 NO_TISSUE = "no region looks like stained tissue: see the picture; to force it, draw it in the GeoJSON file"
 
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     checks = status.read(args.checks)
     if args.scans:
         checks = checks[checks["scan"].isin(args.scans)]
-    code = keys.code_hash(tissue, geojson, slide)
+    code = keys.code_hash(tissue, quality, geojson, slide)
 
     def row_of(row: dict[str, str]) -> dict[str, Any]:
         return process(row, args.settings, args.results, code)
@@ -61,7 +63,7 @@ def process(row: dict[str, str], settings: Mapping[str, Any], results: Path, cod
     try:
         present = geojson.read(path) if path.exists() else None
         if present and not present.edited and present.facts.get("key") == key and path.with_suffix(".jpg").exists():
-            return _row(row, path, present, present.facts)
+            return _row(row, path, present, present.facts, settings)
         with slide.open_checked(row) as image:
             return _segment(row, image, settings, path, key, present if present and present.edited else None)
     except slide.SlideError as error:
@@ -87,30 +89,62 @@ def _segment(
         found = tissue.Segmentation(mask, found.ink & ~mask, found.black, um_per_px)
     else:
         polygons = geojson.trace(found.tissue, (um_per_px / image.mpp[0], um_per_px / image.mpp[1]))
-    numbers = {
-        "tissue_mm2": found.tissue_mm2,
-        "sharpness": tissue.sharpness(image, found.tissue, um_per_px),
-        "ink_share": found.ink_share,
-        "black_share": found.black_share,
-        "um_per_px": um_per_px,
-    }
+    numbers = _numbers(image, rgb, found, um_per_px)
     facts = {"key": key, **{name: float(f"{value:.6g}") for name, value in numbers.items()}}
     with atomic.output(path.with_suffix(".jpg")) as temporary:
         picture = tissue.overlay(rgb, polygons, um_per_px, image.mpp)
         cv2.imwrite(str(temporary), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
     if edited is None:
         geojson.write(path, polygons, facts)  # last: its key says that all files of the scan are there
-    return _row(row, path, edited or geojson.Outlines(polygons, {}), facts, EDITED if edited else "")
+    outlines = edited or geojson.Outlines(polygons, {})
+    return _row(row, path, outlines, facts, settings, EDITED if edited else "")
+
+
+def _numbers(image: slide.Slide, rgb: np.ndarray, found: tissue.Segmentation, um_per_px: float) -> dict[str, float]:
+    # Black that is no frame may be tissue that the file has lost.
+    places = quality.places(image, rgb, found.tissue | (quality.black_pixels(rgb) & ~found.black), um_per_px)
+    return {
+        "tissue_mm2": found.tissue_mm2,
+        "sharpness": quality.sharpness(image, found.tissue, um_per_px),
+        "ink_share": found.ink_share,
+        "black_share": found.black_share,
+        "um_per_px": um_per_px,
+        "black_places": places.black,
+        "level_gap": places.difference,
+        **quality.colour(rgb, found.tissue),
+    }
+
+
+def _verdict(empty: bool, facts: Mapping[str, Any], settings: Mapping[str, Any], reason: str) -> tuple[str, str]:
+    """Return status and reason of a scan whose files are made."""
+    if empty:
+        return "no_tissue", f"{reason}: no polygons" if reason else NO_TISSUE
+    if facts["black_places"] > settings["max_black"]:
+        return "suspicious_black", (
+            f"{facts['black_places']:.0%} of places in the tissue are black at level 0: a part of the file is lost "
+            f"(limit {settings['max_black']:.0%}: tissue.max_black)"
+        )
+    if facts["level_gap"] > quality.LEVELS_DIFFERENCE:
+        return "levels_disagree", (
+            f"the tissue's mean colour at level 0 and in the overview differ by {facts['level_gap']:.0f} grey levels: "
+            "the file is damaged, or its colours are decoded wrongly"
+        )
+    return status.OK, reason
 
 
 def _row(
-    row: Mapping[str, str], path: Path, outlines: geojson.Outlines, facts: Mapping[str, Any], reason: str = ""
+    row: Mapping[str, str],
+    path: Path,
+    outlines: geojson.Outlines,
+    facts: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    reason: str = "",
 ) -> dict[str, Any]:
-    empty = not outlines.polygons
+    state, reason = _verdict(not outlines.polygons, facts, settings, reason)
     return {
         "scan": row["scan"],
-        "status": "no_tissue" if empty else status.OK,
-        "reason": f"{reason}: no polygons" if empty and reason else NO_TISSUE if empty else reason,
+        "status": state,
+        "reason": reason,
         "path": str(path),
         "key": geojson.geometry_hash(outlines.polygons),  # whoever drew them: later stages depend on the outlines alone
         "specimen": row["specimen"],

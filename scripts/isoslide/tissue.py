@@ -26,9 +26,6 @@ INK_GROWTH_UM = 200.0  # a stroke's pale margin lies within this distance of its
 GREY_REACH_UM = 60.0  # grey tissue counts within this distance of coloured tissue
 TEXTURE_UM = 40.0
 TEXTURE_OD = 0.02  # glass at 8 µm/px has about 0.005, pale IHC 0.03, H&E 0.1
-SHARPNESS_UM_PER_PX = 1.0
-SHARPNESS_WINDOW_PX = 160
-SHARPNESS_WINDOWS = 4
 OVERLAY_PX = 600
 OUTLINE_COLOUR = (0, 160, 0)
 
@@ -222,37 +219,6 @@ def _disc(radius: float) -> np.ndarray:
     r = math.floor(radius)
     y, x = np.mgrid[-r : r + 1, -r : r + 1]
     return (x**2 + y**2 <= radius**2).astype(np.uint8)
-
-
-def sharpness(slide: Slide, mask: np.ndarray, um_per_px: float) -> float:
-    """Return how much fine detail the tissue shows: higher is sharper; 0 without tissue or detail.
-
-    Variance of the Laplacian of the grey value over the variance of the grey value, at 1 µm/px, in up to four windows
-    of 160 µm that lie in tissue; the median of the windows. The ratio takes out the strength of the stain. Scans
-    coarser than 1 µm/px cannot show that detail and score low.
-
-    Args:
-        slide: to read the windows from.
-        mask: (rows, cols) bool, tissue.
-        um_per_px: of the mask.
-    """
-    side_um = SHARPNESS_WINDOW_PX * SHARPNESS_UM_PER_PX
-    cells = tuple(max(1, int(extent * um_per_px / side_um)) for extent in mask.shape)
-    share = cv2.resize(mask.astype(np.float32), cells[::-1], interpolation=cv2.INTER_AREA).ravel()
-    if share.max() == 0:
-        return 0.0
-    full = np.flatnonzero(share >= min(0.8, share.max()))
-    chosen = full[np.unique(np.linspace(0, len(full) - 1, SHARPNESS_WINDOWS).round().astype(int))]
-    step = np.array(mask.shape) * um_per_px / cells  # µm a cell, (y, x)
-    values = []
-    for cell in chosen:
-        y, x = (np.array(divmod(int(cell), cells[1])) + 0.5) * step - side_um / 2
-        affine = np.array([[SHARPNESS_UM_PER_PX, 0, x], [0, SHARPNESS_UM_PER_PX, y]])
-        window = slide.read(affine, (SHARPNESS_WINDOW_PX, SHARPNESS_WINDOW_PX))
-        grey = cv2.cvtColor(window, cv2.COLOR_RGB2GRAY).astype(np.float32)
-        spread = float(grey.var())
-        values.append(float(cv2.Laplacian(grey, cv2.CV_32F).var()) / spread if spread > 1 else 0.0)
-    return float(np.median(values))
 
 
 def overlay(rgb: np.ndarray, polygons: list[geojson.Polygon], um_per_px: float, mpp: tuple[float, float]) -> np.ndarray:

@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import synth
+import tifffile
 
 import segment_tissue
 from isoslide import checks, geojson, status
@@ -19,6 +20,7 @@ SETTINGS = {
     "min_area_um2": 10000,
     "min_hole_um2": 5000,
     "remove_ink": True,
+    "max_black": 0.02,
 }
 DISC_MM2 = math.pi * 0.3**2
 
@@ -148,6 +150,57 @@ def test_polygons_lie_on_the_tissue(one):
 def test_slide_that_shrank_since_the_check_is_a_row(one):
     synth.slide(one / "s1.tif", size_um=(600, 600))
     assert run(one)["status"]["s1"] == "changed"
+
+
+def write_damaged(path, damage):
+    """Write a slide of two levels, level 0 changed by `damage`."""
+    image = np.clip(synth.render((2400, 2000), 0.5, ((500, 500, 400),)), 0, 255).astype(np.uint8)
+    half = cv2.resize(image, (1200, 1000), interpolation=cv2.INTER_AREA)
+    with tifffile.TiffWriter(path) as file:
+        for index, level in enumerate((damage(image.copy()), half)):
+            file.write(
+                level,
+                tile=(256, 256),
+                photometric="rgb",
+                compression="jpeg",
+                subfiletype=1 if index else 0,
+                resolution=(2e4, 2e4),
+                resolutionunit="CENTIMETER",
+                metadata=None,
+            )
+    return path
+
+
+def test_scans_that_lost_pixels_or_colours_are_given_up(tmp_path):
+    """Complaints G-A12 and G-A7: pixels are wrong and nothing raises an error."""
+
+    def black(image):
+        image[512:768, 512:1536] = 0
+        return image
+
+    slides = {
+        "sound": write_damaged(tmp_path / "sound.tif", lambda image: image),
+        "black": write_damaged(tmp_path / "black.tif", black),
+        "swapped": write_damaged(tmp_path / "swapped.tif", lambda image: image[..., ::-1]),
+    }
+    write_checks(tmp_path, slides)
+    table = run(tmp_path)
+    assert table["status"].to_dict() == {
+        "sound": "ok",
+        "black": "suspicious_black",
+        "swapped": "levels_disagree",
+    }
+    assert "places in the tissue are black at level 0" in table["reason"]["black"]
+    assert float(table["black_places"]["black"]) == pytest.approx(0.13, abs=0.07)  # 4 tiles of 128 µm in 0.5 mm²
+    assert run(tmp_path).equals(table)  # the second time from the stored numbers
+    assert run(tmp_path, max_black=1)["status"]["black"] == "ok"
+
+
+def test_colour_numbers(one):
+    row = run(one).loc["s1"]
+    matrix, nucleus = synth.STAIN["he"]
+    assert nucleus[1] < float(row["green_mean"]) < matrix[1]
+    assert 0 < float(row["green_sd"]) < 40
 
 
 def test_only_the_scans_asked_for(tmp_path):

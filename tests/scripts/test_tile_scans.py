@@ -18,6 +18,7 @@ TISSUE = {
     "min_area_um2": 10000,
     "min_hole_um2": 5000,
     "remove_ink": True,
+    "max_black": 0.02,
 }
 TILES = {"min_tissue": 0.5, "max_tiles": 0, "seed": 1}
 VIEW = {"tile_px": 224, "mpp": 0.5}

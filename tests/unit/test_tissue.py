@@ -18,6 +18,7 @@ SETTINGS = {
     "min_area_um2": 10000,
     "min_hole_um2": 5000,
     "remove_ink": True,
+    "max_black": 0.02,
 }
 UM_PER_PX = 8.0
 
@@ -142,20 +143,6 @@ class Fake(Slide):
     def read(self, affine, size):
         x, y = (round(value) for value in affine[:, 2])
         return self.image[y : y + size[1], x : x + size[0]]
-
-
-def test_sharpness_falls_with_blur_and_not_with_stain():
-    image = render((1200, 1200), 1.0, ((600, 600, 550),))
-    image += np.random.default_rng(0).normal(0, 1, image.shape)
-    mask = cv2.resize(image, None, fx=1 / 8, fy=1 / 8, interpolation=cv2.INTER_AREA)[..., 1] < 220
-    pale = 244 - (244 - image) * 0.6
-    sharp, blurred, weak = (
-        tissue.sharpness(Fake(np.clip(pixels, 0, 255).astype(np.uint8)), mask, 8.0)
-        for pixels in (image, cv2.GaussianBlur(image, (0, 0), 2), pale)
-    )
-    assert blurred < 0.5 * sharp
-    assert weak == pytest.approx(sharp, rel=0.1)
-    assert tissue.sharpness(Fake(image), np.zeros_like(mask), 8.0) == 0
 
 
 def test_overlay_is_small_and_shows_the_outline(plain):

@@ -8,6 +8,7 @@ rule segment_tissue:
         script=scripts("segment_tissue.py"),
         modules=[
             scripts("isoslide/tissue.py"),
+            scripts("isoslide/quality.py"),
             scripts("isoslide/geojson.py"),
             scripts("isoslide/slide.py"),
         ],
