@@ -6,7 +6,6 @@ arm is black. Figures are made without pyplot: no global state, nothing to close
 """
 
 import io
-import itertools
 import re
 import textwrap
 
@@ -95,29 +94,11 @@ def strip(
         return figure
 
 
-def scatter(rows: pd.DataFrame, title: str) -> Figure:
-    """Draw score against score: `first`, `second` (scores of two scans of a specimen) and `pair` (the scanners)."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.7, 3.9), layout="constrained")
-        axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-        pairs = sorted(rows["pair"].unique())
-        for (pair, colour), marker in zip(colours(pairs, "").items(), itertools.cycle(MARKERS), strict=False):
-            ours = rows[rows["pair"] == pair]
-            if len(ours):
-                axes.plot(ours["first"], ours["second"], marker, color=colour, markersize=3.6, alpha=0.65, label=pair)
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal", title=title)
-        axes.set(xlabel="score on the first scanner", ylabel="score on the second scanner")
-        if 0 < len(pairs) <= 10:
-            figure.legend(loc="outside lower center", ncols=3, handletextpad=0.1, columnspacing=1)
-        return figure
-
-
 def by_scanner(rows: pd.DataFrame, arms: list[str], control: str, title: str) -> Figure:
     """Draw a metric by scanner and arm: `arm`, `scanner`, `value`, `low`, `high`, `unseen`."""
     with matplotlib.rc_context(STYLE):
         scanners = sorted(rows["scanner"].unique())
-        figure = Figure(figsize=(4.6, 3.1), layout="constrained")
+        figure = Figure(figsize=(3.7, 3.3), layout="constrained")
         axes = figure.subplots()
         palette, width = colours(arms, control), 0.7 / max(len(arms), 1)
         for index, arm in enumerate(arms):
@@ -138,7 +119,7 @@ def by_scanner(rows: pd.DataFrame, arms: list[str], control: str, title: str) ->
 def plane(rows: pd.DataFrame, arms: list[str], control: str, accuracy: str, title: str, chance: float = 0.5) -> Figure:
     """Draw accuracy against inconsistency, one dot per seed: `arm`, `seed`, `inconsistency`, `accuracy`."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.7, 3.9), layout="constrained")
+        figure = Figure(figsize=(3.7, 3.3), layout="constrained")
         axes = figure.subplots()
         axes.axhline(chance, color=GREY, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
         palette = colours(arms, control)

@@ -31,7 +31,7 @@ def render(run: Run) -> tuple[str, list[Drawing]]:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": wording.number, "span": wording.interval}
+    environment.filters |= {"number": wording.number, "span": wording.interval, "p_text": wording.p_text}
     page = environment.get_template("page.html.j2").render(
         run=run,
         config=run.config,
@@ -70,6 +70,7 @@ def answer(run: Run, draw: Draw) -> dict[str, Any]:
         names = ("inconsistency", main_metric(run, result))
         rows = wording.readings(result.metrics, result.comparisons, names, run.config["evaluation"]["level"])
         readings += [{"task": result.task, "encoder": result.encoder} | row for row in rows]
+    wording.adjust(readings)
     order = {name: place for place, name in enumerate(run.config["arms"])}
     readings.sort(key=lambda row: order.get(row["arm"], len(order)))
     claims = []
@@ -97,7 +98,7 @@ def forests(run: Run, readings: list[dict[str, Any]], draw: Draw) -> list[Drawin
     cases = zip(table["task"], table["encoder"], table["arm"], strict=True)
     table["label"] = [f"{case_name(run, task, encoder)}: {arm}" for task, encoder, arm in cases]
     table["flag"] = table["collapsed"]
-    columns = ["label", "task", "encoder", "arm", "control", "metric", "difference", "low", "high", "flag"]
+    columns = ["label", "task", "encoder", "arm", "control", "metric", "difference", "low", "high", "p", "holm", "flag"]
     result = []
     for name, title, xlabel in (
         (

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from isoslide import cohort, evaluation, figures, wording
+from isoslide import cohort, evaluation, figures, score_sections, wording
 from isoslide.estimates import BY_NAME, METRICS
-from isoslide.run import Draw, Drawing, Result, Run, arms_of, main_metric, robust_arms
+from isoslide.run import Draw, Drawing, Result, Run, arms_of, main_metric
 
 STRIPS = ("inconsistency", "rmse", "agreement", "spread", "brier")
 CURVES = {
@@ -20,7 +20,7 @@ CURVES = {
     "tune_metric": "tuning set: accuracy",
     "tune_inconsistency": "tuning set: inconsistency",
 }
-MAX_LISTED, MAX_OVERLAYS, MAX_SCATTER = 200, 24, 3
+MAX_LISTED, MAX_OVERLAYS = 200, 24
 
 
 def task(run: Run, result: Result, draw: Draw) -> dict[str, Any]:
@@ -44,7 +44,9 @@ def task(run: Run, result: Result, draw: Draw) -> dict[str, Any]:
         "pairs": pair_table(means, arms),
         "strips": strips(result, arms, control, main, prefix, draw),
         "plane": plane(result, arms, control, main, prefix, draw),
-        "scatters": scatters(run, result, prefix, draw),
+        "scans": score_sections.pair_part(run, result, prefix, draw),
+        "outcome": score_sections.outcome_part(run, result, prefix, draw),
+        "auc_check": score_sections.auc_check(result),
         "by_scanner": scanner_figures(run, result, arms, main, prefix, draw),
         "curves": curve_figures(result, arms, control, prefix, draw),
     }
@@ -118,7 +120,7 @@ def strips(result: Result, arms: list[str], control: str, main: str, prefix: str
         if rows.empty:
             continue
         metric, chance = BY_NAME[name], {"auc": 0.5, "c_index": 0.5, "brier": 0.25}.get(name)
-        arrow = {1: "better →", -1: "← better", 0: ""}[metric.better]
+        arrow = {1: "better →", -1: "← better", 0: " "}[metric.better]
         figure = figures.strip(rows, arms, control, metric.title, arrow, chance)
         drawings.append(draw(f"{prefix}-{name}", figure, rows, ""))
     return drawings
@@ -140,28 +142,6 @@ def plane(result: Result, arms: list[str], control: str, main: str, prefix: str,
     )
     figure = figures.plane(table, arms, control, title, "Accuracy and consistency, every seed")
     return draw(f"{prefix}-plane", figure, table, caption)
-
-
-def scatters(run: Run, result: Result, prefix: str, draw: Draw) -> list[Drawing]:
-    """Return score against score for the control and the arms with robustness losses, of the first seed."""
-    wanted = [run.config["control"], *robust_arms(run)]
-    drawings = []
-    for arm in [name for name in wanted if len(result.predictions.get(name, ()))][:MAX_SCATTER]:
-        frame = result.predictions[arm]
-        rows = scan_pairs(frame[frame["seed"] == frame["seed"].min()])
-        caption = "Each mark is a specimen on two scanners (first seed, test folds together)."
-        drawings.append(draw(f"{prefix}-scatter-{arm}", figures.scatter(rows, arm), rows, caption))
-    return drawings
-
-
-def scan_pairs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return `specimen`, `pair`, `first`, `second`: the scores of each two scans of a specimen, scanners in order."""
-    columns = ["fold", "specimen", "scanner", "p"]
-    both = frame[columns].merge(frame[columns], on=["fold", "specimen"], suffixes=("", "_other"))
-    both = both[both["scanner"] < both["scanner_other"]]
-    both = both.assign(pair=both["scanner"] + "-" + both["scanner_other"])
-    both = both.rename(columns={"p": "first", "p_other": "second"}).sort_values(["pair", "specimen"])
-    return both[["specimen", "pair", "first", "second"]].reset_index(drop=True)
 
 
 def scanner_figures(run: Run, result: Result, arms: list[str], main: str, prefix: str, draw: Draw) -> list[Drawing]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from isoslide import evaluation
+from isoslide import comparing, evaluation
 from isoslide.estimates import BY_NAME
 
 MINUS = "−"
@@ -77,6 +77,7 @@ def readings(
                     "low": row["low"],
                     "high": row["high"],
                     "seeds": seeds,
+                    "p": row.get("p", math.nan),
                     "level": f"{100 * level:g} %",
                     "verdict": verdict(row),
                     "reads": f"means nothing: collapsed ({collapsed})" if collapsed else reads,
@@ -133,6 +134,23 @@ def summary(arm: str, control: str, claims: list[tuple[str, list[dict[str, Any]]
     return f"{arm} against {control}: {'; '.join(parts)}."
 
 
+def adjust(readings: list[dict[str, Any]]) -> None:
+    """Add `holm` to readings of several tasks and encoders: p adjusted over all of them, by arm and metric."""
+    families: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    for row in readings:
+        families.setdefault((row["arm"], row["name"] == "inconsistency"), []).append(row)
+    for rows in families.values():
+        for row, adjusted in zip(rows, comparing.holm([row["p"] for row in rows]), strict=True):
+            row["holm"], row["family"] = float(adjusted), len(rows)
+
+
+def p_text(p: float) -> str:
+    """Return `0.012`, or `< 0.001`."""
+    if not math.isfinite(p):
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def value(metrics: pd.DataFrame, arm: str, metric: str, scope: str = "pooled") -> float:
     """Return the mean over seeds of a metric, NaN where there is none."""
     rows = _select(metrics, arm, metric, scope)
@@ -161,6 +179,8 @@ def _clause(row: dict[str, Any]) -> str:
     shown = row["verdict"] if row["verdict"].startswith("no ") else f"{row['verdict']}, the interval excludes 0"
     if "spread over seeds" in row["reads"]:
         shown += ", but the change is smaller than the spread over seeds"
+    if math.isfinite(row.get("holm", math.nan)):
+        limits += f", p {'' if row['holm'] < 0.001 else '= '}{p_text(row['holm'])}"
     return f"{row['metric']} {numbers} ({limits}): {shown}"
 
 

@@ -22,7 +22,6 @@ STRIP = pd.DataFrame(
     [(arm, seed, 0.7, 0.6, 0.8) for arm in ARMS[:2] for seed in ("mean", "1", "2")],
     columns=["arm", "seed", "value", "low", "high"],
 )
-PAIRS = pd.DataFrame({"pair": ["A-B", "A-C"] * 10, "first": RNG.uniform(size=20), "second": RNG.uniform(size=20)})
 SCANNERS = pd.DataFrame(
     [(arm, scanner, 0.7, 0.6, 0.8, scanner == "D") for arm in ARMS for scanner in "AD"],
     columns=["arm", "scanner", "value", "low", "high", "unseen"],
@@ -39,8 +38,6 @@ DRAWN = {
     "forest": lambda: figures.forest(FOREST, "title", "change"),
     "forest-empty": lambda: figures.forest(FOREST.iloc[:0], "title", "change"),
     "strip": lambda: figures.strip(STRIP, ARMS, "paired", "title", "x", 0.5),
-    "scatter": lambda: figures.scatter(PAIRS, "title"),
-    "scatter-empty": lambda: figures.scatter(PAIRS.iloc[:0], "title"),
     "by-scanner": lambda: figures.by_scanner(SCANNERS, ARMS, "paired", "title"),
     "plane": lambda: figures.plane(PLANE, ARMS, "paired", "AUC", "title"),
     "curves": lambda: figures.curves(CURVE, "task", ARMS, "paired", "title"),

@@ -2,11 +2,10 @@ import html.parser
 import re
 
 import fake_results
-import pandas as pd
 import pytest
 
 import write_report
-from isoslide import report, sections
+from isoslide import report
 
 VOID = {"meta", "img", "br", "path", "use"}
 
@@ -141,12 +140,3 @@ def test_names_that_look_like_markup_are_escaped(run):
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "<i>" not in page
-
-
-def test_scan_pairs_are_each_two_scans_of_a_specimen_once():
-    frame = pd.DataFrame(
-        {"fold": 0, "specimen": ["s", "s", "s", "t"], "scanner": list("CABA"), "p": [0.3, 0.1, 0.2, 0.9]}
-    )
-    pairs = sections.scan_pairs(frame)
-    assert pairs["pair"].tolist() == ["A-B", "A-C", "B-C"]
-    assert pairs[["first", "second"]].to_numpy().tolist() == [[0.1, 0.2], [0.1, 0.3], [0.2, 0.3]]

@@ -103,3 +103,25 @@ def test_many_cases_are_counted():
 )
 def test_numbers(value, sign, text):
     assert wording.number(value, sign=sign) == text
+
+
+def test_p_is_adjusted_over_tasks_and_encoders_of_an_arm():
+    rows = [
+        {"arm": arm, "name": name, "p": p}
+        for arm, name, p in [
+            ("robust", "inconsistency", 0.0004),
+            ("robust", "inconsistency", 0.02),
+            ("robust", "auc", 0.03),
+            ("robust", "c_index", 0.2),
+            ("mixed", "auc", 0.5),
+        ]
+    ]
+    wording.adjust(rows)
+    assert [row["holm"] for row in rows] == pytest.approx([0.0008, 0.02, 0.06, 0.2, 0.5])
+    assert [wording.p_text(row["holm"]) for row in rows[:2]] == ["< 0.001", "0.020"]
+    read_ = read((-0.1, -0.2, -0.05), (0.02, -0.01, 0.05))
+    read_[0] |= {"holm": 0.0008}
+    read_[1] |= {"holm": 1.0}
+    text = wording.sentence(read_)
+    assert "(95 % interval −0.200 to −0.050, p < 0.001): more consistent" in text
+    assert "(95 % interval −0.010 to +0.050, p = 1.000): no difference shown" in text

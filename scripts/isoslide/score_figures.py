@@ -1,0 +1,123 @@
+"""Figures of scores: scan against scan, ROC, calibration, survival. Colours and rules as in `figures.py`."""
+
+import itertools
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from isoslide.figures import GREY, MARKERS, PALE, STYLE, colours
+
+SIZE = (3.7, 3.9)
+"""Of every panel here, in inches, so that they stand in rows."""
+
+MAX_MARKS = 600
+"""Marks of a panel; of more, evenly spread ones are drawn (the table beside the figure has all)."""
+
+
+def scatter(rows: pd.DataFrame, title: str) -> Figure:
+    """Draw score against score: `first`, `second` (scores of two scans of a specimen) and `pair` (the scanners)."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panel(title, "score on the first scanner", "score on the second scanner")
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        _marks(axes, rows, "first", "second")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        _legend(figure, rows["pair"].nunique())
+        return figure
+
+
+def bland_altman(rows: pd.DataFrame, limits: pd.DataFrame, title: str) -> Figure:
+    """Draw the difference of two scans' scores against their mean, with bias (line) and limits of agreement (dotted).
+
+    `rows` as for `scatter`; `limits` has a row `pair` = `all` with `bias`, `low`, `high`.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panel(title, "mean of the two scores", "second minus first score")
+        table = rows.assign(mean=(rows["first"] + rows["second"]) / 2, difference=rows["second"] - rows["first"])
+        axes.axhline(0, color=PALE, linewidth=1, zorder=0)
+        for row in limits[limits["pair"] == "all"].to_dict("records"):
+            if np.isfinite(row["bias"]):
+                axes.axhline(row["bias"], color=GREY, linewidth=1.2)
+            for name in ("low", "high"):
+                if np.isfinite(row[name]):
+                    axes.axhline(row[name], color=GREY, linewidth=1.2, linestyle=(0, (1, 2)))
+        _marks(axes, table, "mean", "difference")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-1.02, 1.02))
+        _legend(figure, rows["pair"].nunique())
+        return figure
+
+
+def roc(rows: pd.DataFrame, arms: list[str], control: str, title: str) -> Figure:
+    """Draw ROC curves: `arm`, `fpr`, `tpr`."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panel(title, "false positive rate", "true positive rate")
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
+        for arm, colour in colours(arms, control).items():
+            ours = rows[rows["arm"] == arm]
+            if len(ours):
+                axes.plot(ours["fpr"], ours["tpr"], color=colour, linewidth=1.6, label=arm)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        _legend(figure, len(arms), 2)
+        return figure
+
+
+def calibration(rows: pd.DataFrame, title: str) -> Figure:
+    """Draw observed share of positives against predicted probability by scanner."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panel(title, "predicted probability", "observed share of positives")
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        scanners = sorted(rows["scanner"].unique())
+        for (scanner, colour), marker in zip(colours(scanners).items(), itertools.cycle(MARKERS), strict=False):
+            ours = rows[rows["scanner"] == scanner]
+            axes.plot(ours["predicted"], ours["observed"], f"{marker}-", color=colour, markersize=5, label=scanner)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        _legend(figure, len(scanners), 4)
+        return figure
+
+
+def survival(rows: pd.DataFrame, title: str, xlabel: str) -> Figure:
+    """Draw Kaplan-Meier curves: colours are scanners, solid lines the low-risk group, dashed ones the high-risk one."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panel(title, xlabel, "share without the event")
+        scanners = sorted(rows["scanner"].unique())
+        for scanner, colour in colours(scanners).items():
+            for name, group in rows[rows["scanner"] == scanner].groupby("group", sort=True):
+                low = name.startswith("low")
+                line = (0, ()) if low else (0, (4, 2))
+                label = scanner if low or (rows[rows["scanner"] == scanner]["group"] == name).all() else None
+                axes.step(
+                    group["time"],
+                    group["survival"],
+                    where="post",
+                    color=colour,
+                    linestyle=line,
+                    linewidth=1.5,
+                    label=label,
+                )
+        axes.set(ylim=(-0.02, 1.02))
+        axes.set_xlim(left=0)
+        _legend(figure, len(scanners), 4)
+        return figure
+
+
+def _panel(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return figure, axes
+
+
+def _marks(axes: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
+    drawn = rows.iloc[np.linspace(0, len(rows) - 1, min(len(rows), MAX_MARKS)).astype(int)]
+    pairs = sorted(rows["pair"].unique())
+    for (pair, colour), marker in zip(colours(pairs).items(), itertools.cycle(MARKERS), strict=False):
+        ours = drawn[drawn["pair"] == pair]
+        if len(ours):
+            axes.plot(ours[x], ours[y], marker, color=colour, markersize=3.6, alpha=0.65, label=pair)
+
+
+def _legend(figure: Figure, number: int, columns: int = 3) -> None:
+    if number <= 10 and figure.axes[0].get_legend_handles_labels()[1]:
+        figure.legend(loc="outside lower center", ncols=min(number, columns), handletextpad=0.4, columnspacing=1)

@@ -1,0 +1,89 @@
+"""What is drawn from the predictions themselves: ROC, calibration, survival curves, differences of scan pairs.
+
+Each function takes the predictions of one arm (columns as written by predict_scans.py) and returns a table.
+"""
+
+import numpy as np
+import pandas as pd
+
+from isoslide import metrics, survival
+from isoslide.metrics import Undefined
+
+FPR = np.linspace(0, 1, 51)
+HIGH, LOW = "high risk", "low risk"
+
+
+def pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `seed`, `specimen`, `pair`, `first`, `second`: each two scans of a specimen, scanners in order."""
+    columns = ["seed", "fold", "specimen", "scanner", "p"]
+    both = frame[columns].merge(frame[columns], on=["seed", "fold", "specimen"], suffixes=("", "_other"))
+    both = both[both["scanner"] < both["scanner_other"]]
+    both = both.assign(pair=both["scanner"] + "-" + both["scanner_other"])
+    both = both.rename(columns={"p": "first", "p_other": "second"}).sort_values(["seed", "pair", "specimen"])
+    return both[["seed", "specimen", "pair", "first", "second"]].reset_index(drop=True)
+
+
+def limits_of_agreement(both: pd.DataFrame) -> pd.DataFrame:
+    """Return by `pair` (last row: `all`) `n`, `bias`, `low`, `high` of second minus first score.
+
+    bias = mean difference; limits of agreement = bias ± 1.96 SD of the differences (Bland & Altman 1986). The SD
+    (1/(n - 1)) is taken over the specimens of a seed, squares averaged over seeds; n = specimens.
+    """
+    rows = []
+    both = both.assign(difference=both["second"] - both["first"])
+    for name, group in [*both.groupby("pair", sort=True), ("all", both)]:
+        bias = group["difference"].mean()
+        sd = np.sqrt(group.groupby("seed")["difference"].var().mean())
+        n = group["specimen"].nunique()
+        rows.append({"pair": name, "n": n, "bias": bias, "low": bias - 1.96 * sd, "high": bias + 1.96 * sd})
+    return pd.DataFrame(rows, columns=["pair", "n", "bias", "low", "high"])
+
+
+def roc(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `fpr`, `tpr`: the ROC curve averaged over models at fixed false positive rates, weighted with pairs.
+
+    Vertical averaging (Fawcett 2006): scores of different models are never ranked against each other.
+    """
+    curves, weights = [], []
+    for _, rows in frame.groupby(["seed", "fold"]):
+        y, score = rows["label"].to_numpy().astype(bool), rows["p"].to_numpy()
+        if y.any() and not y.all() and np.isfinite(score).all():
+            order = np.argsort(-score, kind="stable")
+            last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))
+            tpr, fpr = (np.append(0, np.cumsum(part[order])[last]) / part.sum() for part in (y, ~y))
+            curves.append(np.interp(FPR, fpr, tpr))
+            weights.append(y.sum() * (~y).sum())
+    if not curves:
+        return pd.DataFrame({"fpr": [], "tpr": []})
+    mean = np.average(curves, axis=0, weights=weights)
+    return pd.DataFrame({"fpr": np.append(0, FPR), "tpr": np.append(0, mean)})
+
+
+def calibration(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `scanner`, `bin`, `n`, `predicted`, `observed`: means in bins of equal mass, all models together."""
+    rows = []
+    for scanner, scans in frame[np.isfinite(frame["p"])].groupby("scanner", sort=True):
+        bins = metrics.equal_mass_bins(scans["p"])
+        for number, group in scans.groupby(bins):
+            means = {"predicted": group["p"].mean(), "observed": group["label"].mean()}
+            rows.append({"scanner": scanner, "bin": number, "n": len(group)} | means)
+    return pd.DataFrame(rows, columns=["scanner", "bin", "n", "predicted", "observed"])
+
+
+def survival_curves(frame: pd.DataFrame, threshold: float = 0.5) -> pd.DataFrame:
+    """Return `scanner`, `group`, `n`, `time`, `survival`: Kaplan-Meier steps by scanner and risk group.
+
+    One entry a patient: its mean score over specimens and seeds on that scanner decides the group (p >= `threshold`).
+    """
+    tables = []
+    for scanner, scans in frame[np.isfinite(frame["p"])].groupby("scanner", sort=True):
+        patients = scans.groupby("patient").agg(p=("p", "mean"), time=("time", "first"), event=("event", "first"))
+        high = patients["p"] >= threshold
+        for name, group in ((LOW, patients[~high]), (HIGH, patients[high])):
+            try:
+                time, share = survival.kaplan_meier(group["time"], group["event"])
+            except Undefined:
+                continue
+            table = {"scanner": scanner, "group": name, "n": len(group), "time": time, "survival": share}
+            tables.append(pd.DataFrame(table))
+    return pd.concat(tables) if tables else pd.DataFrame(columns=["scanner", "group", "n", "time", "survival"])
