@@ -2,11 +2,12 @@
 
     python scripts/tile_scans.py --checks results/status/checks/b0.tsv --tissue results/status/tissue/b0.tsv \
         --registrations results/status/registrations/b0.tsv --view '{"tile_px": 224, "mpp": 0.5}' \
-        --settings '{"min_tissue": 0.5, "max_tiles": 0, "seed": 1}' \
+        --settings '{"min_tissue": 0.5, "overlap": 0, "max_tiles": 0, "seed": 1, "max_ink": 0.1, ...}' \
         --results results/tiles/224px_0.5um --output results/status/tiles/224px_0.5um/b0.tsv
 
 Writes {scan}.h5 into the results folder for every scan that has a tile. A scan that is not registered gets a grid of
-its own, on its own tissue, and pairs with no other.
+its own, on its own tissue, and pairs with no other. Filters look at each scan by itself. The counts add up: n_grid =
+n_capped + n_black + n_ink + n_white + n_blurred + n_outside + n_tiles.
 """
 
 import argparse
@@ -17,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
-from isoslide import cli, geojson, grid, keys, status
+from isoslide import cli, geojson, grid, keys, quality, slide, status, tile_filters, tissue
 
 Row = Mapping[str, str]
 
@@ -38,6 +38,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The tiles of a specimen, after the filters and the cap of its reference scan."""
+
+    ids: np.ndarray
+    counts: Mapping[str, int]  # n_grid: tiles with enough tissue; the rest: those that did not come into `ids`, and why
+    largest_um2: float  # largest piece of tissue
+
+
 @dataclass
 class Batch:
     """What the stage knows of a batch: the rows of the earlier stages by scan, and the grids laid so far."""
@@ -48,7 +57,7 @@ class Batch:
     view: grid.View
     settings: Mapping[str, Any]
     code: str
-    grids: dict[str, tuple[np.ndarray, float]]  # reference scan -> tile ids, area of its largest tissue piece in µm²
+    grids: dict[str, Grid]  # by reference scan
     maps: dict[str, Mapping[str, Any]]  # registration file -> its content
 
 
@@ -61,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         registrations=_by_scan(args.registrations),
         view=grid.View(**args.view),
         settings=args.settings,
-        code=keys.code_hash(grid, geojson),
+        code=_code(args.settings),
         grids={},
         maps={},
     )
@@ -85,8 +94,15 @@ def process(scan: str, batch: Batch, results: Path) -> dict[str, Any]:
     if coarsest > grid.TOO_COARSE * batch.view.mpp:
         reason = f"{coarsest:g} µm/px, more than {grid.TOO_COARSE:g} x the wanted {batch.view.mpp:g}"
         return status.failed(check, "too_coarse", reason)
+    try:
+        return _tile(scan, batch, results / f"{scan}.h5")
+    except slide.SlideError as error:  # only filters open slides
+        return status.failed(check, error.status, error.reason)
+
+
+def _tile(scan: str, batch: Batch, path: Path) -> dict[str, Any]:
+    check = batch.checks[scan]
     reference, affine, why_alone = _reference(scan, batch)
-    path = results / f"{scan}.h5"
     key = keys.content_key(
         code=batch.code,
         view=[batch.view.tile_px, batch.view.mpp],
@@ -96,27 +112,32 @@ def process(scan: str, batch: Batch, results: Path) -> dict[str, Any]:
         affine=affine.tolist(),  # not the registration's key: a scan that joins the specimen moves no other
         paired=not why_alone,
     )
-    in_bounds = _present(path, key)
-    if in_bounds is None:
-        ids, largest = _grid(reference, batch)
-        tiles = _carry(scan, reference, ids, affine, batch, {"key": key, "paired": not why_alone})
-        in_bounds = int((~tiles.out_of_bounds).sum())
-        if in_bounds == 0:
+    tiles = _present(path, key)
+    if tiles is None:
+        laid = _grid(reference, batch)
+        tiles, counts = _carry(scan, reference, laid, affine, batch, {"key": key, "paired": not why_alone})
+        if counts["n_tiles"] == 0:
             path.unlink(missing_ok=True)  # of an earlier run with other settings
-            return status.failed(check, "zero_tiles", _why_none(len(ids), largest, batch))
+            return status.failed(check, *_why_none(counts, laid, batch)) | counts | {"n_tiles": ""}
         grid.write(path, tiles, (int(check["width"]), int(check["height"])))
     return {
         "scan": scan,
         "status": status.OK,
         "reason": why_alone,
-        "n_tiles": in_bounds,
         "path": str(path),
-        "key": key,
+        "key": keys.content_key(scan=check["key"], tiles=grid.content(tiles)),
         "specimen": check["specimen"],
         "scanner": check["scanner"],
         "reference": reference,
         "paired": "no" if why_alone else "yes",
+        **json.loads(tiles.attrs["counts"]),
     }
+
+
+def _code(settings: Mapping[str, Any]) -> str:
+    """Return the hash of the code that the tiles depend on; of the filters' only where one is on."""
+    filters = (tile_filters, tissue, quality) if tile_filters.wanted(settings) else ()
+    return keys.code_hash(grid, geojson, *filters)
 
 
 def _by_scan(path: Path) -> dict[str, Row]:
@@ -145,30 +166,62 @@ def _reference(scan: str, batch: Batch) -> tuple[str, np.ndarray, str]:
     return reference, np.array(batch.maps[row["path"]][scan]["affine"], float), ""
 
 
-def _grid(reference: str, batch: Batch) -> tuple[np.ndarray, float]:
-    """Return the tile ids of the reference scan's grid and the area of its largest piece of tissue in µm²."""
+def _grid(reference: str, batch: Batch) -> Grid:
+    """Return the grid laid on a reference scan."""
     if reference not in batch.grids:
-        check = batch.checks[reference]
+        check, tile_um, settings = batch.checks[reference], batch.view.tile_um, batch.settings
         polygons = geojson.scaled(geojson.read(batch.tissue[reference]["path"]).polygons, _mpp(check))
-        tile_um, settings = batch.view.tile_um, batch.settings
-        ids = grid.tissue_tiles(polygons, _size_um(check), tile_um, settings["min_tissue"])
+        all_ids = grid.tissue_tiles(polygons, _size_um(check), tile_um, settings["min_tissue"], settings["overlap"])
+        corners_um = grid.corners(all_ids, _step_um(batch))
+        failing = _failing(check, corners_um, grid.IDENTITY, batch)
+        ids = all_ids[failing == ""]
+        n_before = len(ids)
         if settings["max_tiles"] and len(ids) > settings["max_tiles"]:
             # Tiles that the reference scan itself cannot show are the first to go.
-            cut_off = grid.outside(grid.corners(ids, tile_um), tile_um, grid.IDENTITY, _size_um(check))
+            cut_off = grid.outside(corners_um[failing == ""], tile_um, grid.IDENTITY, _size_um(check))
             ids = grid.sample(ids[~cut_off], settings["max_tiles"], np.random.default_rng(settings["seed"]))
-        batch.grids[reference] = ids, max(map(geojson.area, polygons))
+        counts = {"n_grid": len(all_ids), "n_capped": n_before - len(ids), **_counts(failing)}
+        batch.grids[reference] = Grid(ids, counts, max(map(geojson.area, polygons)))
     return batch.grids[reference]
 
 
+def _step_um(batch: Batch) -> float:
+    return grid.step_um(batch.view.tile_um, batch.settings["overlap"])
+
+
+def _failing(check: Row, corners_um: np.ndarray, affine: np.ndarray, batch: Batch) -> np.ndarray:
+    """Return the filter that each tile (n,) fails in a scan, empty where none."""
+    if not tile_filters.wanted(batch.settings) or not len(corners_um):
+        return np.full(len(corners_um), "", dtype="U8")
+    maps = grid.tile_affines(corners_um, batch.view.tile_um, batch.view.tile_px, affine)
+    with slide.open_checked(check) as image:
+        return tile_filters.failing(image, maps, batch.view.tile_px, batch.settings)
+
+
+def _counts(failing: np.ndarray) -> dict[str, int]:
+    return {f"n_{name}": int((failing == name).sum()) for name in tile_filters.NAMES}
+
+
 def _carry(
-    scan: str, reference: str, ids: np.ndarray, affine: np.ndarray, batch: Batch, attrs: Mapping[str, Any]
-) -> grid.Tiles:
+    scan: str, reference: str, laid: Grid, affine: np.ndarray, batch: Batch, attrs: Mapping[str, Any]
+) -> tuple[grid.Tiles, dict[str, int]]:
+    """Return the tiles of the grid as they lie in the scan, without those that its filters drop, and the counts."""
     check, view = batch.checks[scan], batch.view
-    corners_um = grid.corners(ids, view.tile_um)
-    return grid.Tiles(
+    corners_um = grid.corners(laid.ids, _step_um(batch))
+    out = grid.outside(corners_um, view.tile_um, affine, _size_um(check))
+    failing = np.full(len(out), "", dtype="U8")
+    if scan != reference:  # the reference's own tiles have passed
+        failing[~out] = _failing(check, corners_um[~out], affine, batch)
+    counts = {**laid.counts, "n_outside": int(out.sum())}
+    for name, n in _counts(failing).items():
+        counts[name] += n
+    counts["n_tiles"] = int((~out & (failing == "")).sum())
+    kept = failing == ""
+    corners_um = corners_um[kept]
+    tiles = grid.Tiles(
         coords=grid.level0_corners(corners_um, view.tile_um, affine, _mpp(check)),
-        tile_ids=ids,
-        out_of_bounds=grid.outside(corners_um, view.tile_um, affine, _size_um(check)),
+        tile_ids=laid.ids[kept],
+        out_of_bounds=out[kept],
         corners_um=corners_um,
         affine=affine,
         attrs={
@@ -176,6 +229,7 @@ def _carry(
             "tile_px": view.tile_px,
             "mpp": view.mpp,
             "tile_um": view.tile_um,
+            "step_um": _step_um(batch),
             "reference": reference,
             "scan": scan,
             "specimen": check["specimen"],
@@ -184,27 +238,34 @@ def _carry(
             "mpp_x": _mpp(check)[0],
             "mpp_y": _mpp(check)[1],
             "settings": json.dumps(batch.settings, sort_keys=True),
+            "counts": json.dumps(counts),
         },
     )
+    return tiles, counts
 
 
-def _present(path: Path, key: str) -> int | None:
-    """Return the number of in-bounds tiles of a file that carries the key, or None."""
-    if not path.exists():
+def _present(path: Path, key: str) -> grid.Tiles | None:
+    """Return the tiles of a file that carries the key, or None: also where it is no whole file."""
+    try:
+        tiles = grid.read_tiles_file(path)
+    except (OSError, KeyError):  # absent, cut short, or of another origin
         return None
-    with h5py.File(path, "r") as file:
-        if file.attrs.get("key") != key:
-            return None
-        return int((~file["out_of_bounds"][()]).sum())
+    return tiles if tiles.attrs.get("key") == key else None
 
 
-def _why_none(n_tiles: int, largest_um2: float, batch: Batch) -> str:
+def _why_none(counts: Mapping[str, int], laid: Grid, batch: Batch) -> tuple[str, str]:
+    """Return status and reason of a scan without a tile."""
     tile_um2 = batch.view.tile_um**2
-    if n_tiles:
-        return f"all {n_tiles} tiles of the reference scan's tissue reach over the edge of this scan"
-    if largest_um2 < tile_um2:
-        return f"the largest tissue piece ({largest_um2:.3g} µm²) is smaller than a tile ({tile_um2:.3g} µm²)"
-    return f"no tile of {batch.view.tile_um:g} µm has {batch.settings['min_tissue']:.0%} tissue"
+    dropped = {name: counts[f"n_{name}"] for name in tile_filters.NAMES if counts[f"n_{name}"]}
+    if dropped:
+        named = ", ".join(f"{n} {name}" for name, n in dropped.items())
+        return "qc_removed_all", f"the filters of tiles left none of {counts['n_grid']}: {named}; see config tiles"
+    if counts["n_grid"]:
+        return "zero_tiles", f"all {counts['n_grid']} tiles of the reference scan's tissue reach over this scan's edge"
+    if laid.largest_um2 < tile_um2:
+        reason = f"the largest tissue piece ({laid.largest_um2:.3g} µm²) is smaller than a tile ({tile_um2:.3g} µm²)"
+        return "zero_tiles", reason
+    return "zero_tiles", f"no tile of {batch.view.tile_um:g} µm has {batch.settings['min_tissue']:.0%} tissue"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The lattice begins at the reference scan's corner (0, 0) and knows nothing of th
 is: `tile id = row * 1,000,000 + column`, the same in every scan of the specimen and whatever tissue is found.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from isoslide import __version__, atomic, geojson
+from isoslide import __version__, atomic, geojson, keys
 from isoslide.geojson import Polygon
 
 ROW = 1_000_000  # tile ids of neighbouring rows differ by this
@@ -56,8 +57,13 @@ class Tiles:
     attrs: Mapping[str, Any]
 
 
+def step_um(tile_um: float, overlap: float) -> float:
+    """Return the distance of neighbouring tiles in µm; the overlap, a share of a side, is rounded to sixteenths."""
+    return tile_um * max(1, round(SAMPLES * (1 - overlap))) / SAMPLES
+
+
 def tissue_tiles(
-    polygons_um: list[Polygon], size_um: tuple[float, float], tile_um: float, min_tissue: float
+    polygons_um: list[Polygon], size_um: tuple[float, float], tile_um: float, min_tissue: float, overlap: float = 0
 ) -> np.ndarray:
     """Return the ids (n,) of the tiles of which at least `min_tissue` is tissue, in increasing order.
 
@@ -68,18 +74,22 @@ def tissue_tiles(
         size_um: (w, h) of the scan.
         tile_um: side of a tile.
         min_tissue: share of the tile's area, above 0 and up to 1.
+        overlap: share of a side that neighbours have in common, 0 to below 1.
     """
-    cols, rows = (int(np.ceil((extent - EDGE_UM) / tile_um)) for extent in size_um)
-    mask = geojson.rasterise(polygons_um, tile_um / SAMPLES, (rows * SAMPLES, cols * SAMPLES))
-    share = mask.reshape(rows, SAMPLES, cols, SAMPLES).mean(axis=(1, 3))
+    step = round(step_um(tile_um, overlap) / tile_um * SAMPLES)  # in samples
+    cols, rows = (int(np.ceil((extent - EDGE_UM) / tile_um * SAMPLES / step)) for extent in size_um)
+    shape = ((rows - 1) * step + SAMPLES, (cols - 1) * step + SAMPLES)
+    mask = geojson.rasterise(polygons_um, tile_um / SAMPLES, shape)
+    windows = np.lib.stride_tricks.sliding_window_view(mask, (SAMPLES, SAMPLES))[::step, ::step]
+    share = windows.mean(axis=(2, 3))
     row, col = np.nonzero(share >= max(min_tissue, 1e-9))
     return (row * ROW + col).astype(np.int64)
 
 
-def corners(tile_ids: np.ndarray, tile_um: float) -> np.ndarray:
-    """Return the top left corners (n, 2) of tiles in µm of the reference scan."""
+def corners(tile_ids: np.ndarray, step_um: float) -> np.ndarray:
+    """Return the top left corners (n, 2) of tiles in µm of the reference scan; without overlap a step is a tile."""
     row, col = np.divmod(np.asarray(tile_ids), ROW)
-    return np.column_stack([col, row]) * float(tile_um)
+    return np.column_stack([col, row]) * float(step_um)
 
 
 def sample(tile_ids: np.ndarray, max_tiles: int, rng: np.random.Generator) -> np.ndarray:
@@ -136,7 +146,8 @@ def write(path: str | Path, tiles: Tiles, size: tuple[int, int]) -> None:
     attrs = tiles.attrs
     side = attrs["tile_px"] * attrs["mpp"]
     level0_mpp = (attrs["mpp_x"] + attrs["mpp_y"]) / 2
-    with atomic.output(path) as temporary, h5py.File(temporary, "w") as file:
+    # The file is private until it is renamed, and shared disks often refuse locks: so none is taken.
+    with atomic.output(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
         units = {
             "coords": "level-0 px, top left corner of the upright square about the tile's centre",
             "tile_ids": "row * 1000000 + column in the grid of the reference scan",
@@ -150,7 +161,7 @@ def write(path: str | Path, tiles: Tiles, size: tuple[int, int]) -> None:
             patch_size_level0=round(side / level0_mpp),
             level0_magnification=round(10 / level0_mpp),  # 40 for 0.25 µm/px; not the scanner's nominal power
             target_magnification=10 / attrs["mpp"],
-            overlap=0,
+            overlap=round(attrs["tile_px"] * (1 - attrs.get("step_um", side) / side)),
             name=str(attrs.get("scan", "")),
             level0_width=size[0],
             level0_height=size[1],
@@ -161,9 +172,17 @@ def write(path: str | Path, tiles: Tiles, size: tuple[int, int]) -> None:
             file.attrs[name] = attrs[name]
 
 
+def content(tiles: Tiles) -> str:
+    """Return 16 hex digits of where the tiles lie, whatever made them: equal tiles keep the features made of them."""
+    arrays = [tiles.tile_ids, tiles.out_of_bounds, tiles.corners_um, tiles.affine]
+    names = ("tile_px", "mpp", "reference", "paired", "scan", "mpp_x", "mpp_y")
+    digests = [hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() for array in arrays]
+    return keys.content_key(arrays=digests, **{name: tiles.attrs[name] for name in names})
+
+
 def read_tiles_file(path: str | Path) -> Tiles:
-    """Read a file of `write`."""
-    with h5py.File(path, "r") as file:
+    """Read a file of `write`, without a lock: it never changes once it has its name."""
+    with h5py.File(path, "r", locking=False) as file:
         attrs = {
             name: value.item() if isinstance(value, np.generic) else value
             for name, value in file.attrs.items()

@@ -55,10 +55,15 @@ def sharpness(slide: Slide, mask: np.ndarray, um_per_px: float) -> float:
         y, x = (np.array(divmod(int(cell), cells[1])) + 0.5) * step - side_um / 2
         affine = np.array([[SHARPNESS_UM_PER_PX, 0, x], [0, SHARPNESS_UM_PER_PX, y]])
         window = slide.read(affine, (SHARPNESS_WINDOW_PX, SHARPNESS_WINDOW_PX))
-        grey = cv2.cvtColor(window, cv2.COLOR_RGB2GRAY).astype(np.float32)
-        spread = float(grey.var())
-        values.append(float(cv2.Laplacian(grey, cv2.CV_32F).var()) / spread if spread > 1 else 0.0)
+        values.append(detail(window))
     return float(np.median(values))
+
+
+def detail(window: np.ndarray) -> float:
+    """Return variance of the Laplacian / variance of the grey value of a window (h, w, 3) at 1 µm/px; 0 where flat."""
+    grey = cv2.cvtColor(window, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    spread = float(grey.var())
+    return float(cv2.Laplacian(grey, cv2.CV_32F).var()) / spread if spread > 1 else 0.0
 
 
 def colour(rgb: np.ndarray, mask: np.ndarray) -> dict[str, float]:

@@ -26,6 +26,8 @@ INK_GROWTH_UM = 200.0  # a stroke's pale margin lies within this distance of its
 GREY_REACH_UM = 60.0  # grey tissue counts within this distance of coloured tissue
 TEXTURE_UM = 40.0
 TEXTURE_OD = 0.02  # glass at 8 µm/px has about 0.005, pale IHC 0.03, H&E 0.1
+ARTEFACT_SMOOTHING_UM = 8.0
+WHITE_OD = 0.05  # no channel of glass is darker; the palest tissue is in one of them
 OVERLAY_PX = 600
 OUTLINE_COLOUR = (0, 160, 0)
 
@@ -69,11 +71,8 @@ def segment(rgb: np.ndarray, um_per_px: float, settings: Mapping[str, Any]) -> S
         um_per_px: of the overview.
         settings: the config's `tissue` block.
     """
-    sigma = settings["smoothing_um"] / um_per_px
-    smooth = cv2.GaussianBlur(rgb.astype(np.float32), (0, 0), sigma) if sigma > 0.3 else rgb.astype(np.float32)
     black = _black_frame(rgb, um_per_px)
-    density = optical_density(smooth, glass_colour(rgb, ~black))
-    red, green, blue = cv2.split(density)
+    red, green, blue = cv2.split(_smooth_density(rgb, ~black, settings["smoothing_um"] / um_per_px))
     mean = (red + green + blue) / 3
     low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
     ink = _ink(red, green, blue, um_per_px) & ~black if settings["remove_ink"] else np.zeros_like(black)
@@ -90,6 +89,23 @@ def segment(rgb: np.ndarray, um_per_px: float, settings: Mapping[str, Any]) -> S
     tissue = _connected(((spread > settings["min_od"]) & tinted) | grey, coloured)
     tissue = _clean(tissue, no_tissue, um_per_px, settings)
     return Segmentation(tissue, ink, black, um_per_px)
+
+
+def artefacts(rgb: np.ndarray, um_per_px: float) -> dict[str, np.ndarray]:
+    """Return what spoils a tile: masks (rows, cols) of `ink`, `black` (any, not only frames) and `white` (glass)."""
+    density = _smooth_density(rgb, ~_black_frame(rgb, um_per_px), ARTEFACT_SMOOTHING_UM / um_per_px)
+    black = cv2.inRange(rgb, (0, 0, 0), (BLACK - 1,) * 3).astype(bool)
+    return {
+        "ink": _ink(*cv2.split(density), um_per_px) & ~black,
+        "black": black,
+        "white": density.max(axis=-1) < WHITE_OD,
+    }
+
+
+def _smooth_density(rgb: np.ndarray, where: np.ndarray, sigma: float) -> np.ndarray:
+    """Return the OD (rows, cols, 3) of the blurred overview against the glass found in `where`."""
+    smooth = cv2.GaussianBlur(rgb.astype(np.float32), (0, 0), sigma) if sigma > 0.3 else rgb.astype(np.float32)
+    return optical_density(smooth, glass_colour(rgb, where))
 
 
 def glass_colour(rgb: np.ndarray, where: np.ndarray) -> np.ndarray:

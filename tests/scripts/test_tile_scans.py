@@ -1,5 +1,8 @@
+import fcntl
 import json
 
+import cv2
+import h5py
 import numpy as np
 import pytest
 import synth
@@ -20,7 +23,8 @@ TISSUE = {
     "remove_ink": True,
     "max_black": 0.02,
 }
-TILES = {"min_tissue": 0.5, "max_tiles": 0, "seed": 1}
+OFF = {"overlap": 0, "max_ink": 1, "max_black": 1, "max_white": 1, "min_sharpness": 0}
+TILES = {"min_tissue": 0.5, "max_tiles": 0, "seed": 1} | OFF
 VIEW = {"tile_px": 224, "mpp": 0.5}
 BLOB = ((500, 500, 300),)
 
@@ -39,10 +43,10 @@ class Cohort:
         self.segment()
         self.register({})
 
-    def segment(self):
+    def segment(self, **settings):
         segment_tissue.main(
             [
-                *("--checks", str(self.folder / "checks.tsv"), "--settings", json.dumps(TISSUE)),
+                *("--checks", str(self.folder / "checks.tsv"), "--settings", json.dumps(TISSUE | settings)),
                 *("--results", str(self.folder / "tissue"), "--output", str(self.folder / "tissue.tsv")),
             ]
         )
@@ -187,7 +191,7 @@ def test_tiles_outside_the_other_scan_are_marked_and_not_counted(tmp_path):
     made.register({"ref": grid.IDENTITY, "cut": [[1, 0, -5000], [0, 1, 0]]}, "ref")
     table = made.tile()
     assert table["status"]["cut"] == "zero_tiles"
-    assert "over the edge" in table["reason"]["cut"]
+    assert "over this scan's edge" in table["reason"]["cut"]
     assert not (tmp_path / "tiles/cut.h5").exists()
 
 
@@ -262,3 +266,117 @@ def test_scan_missing_from_the_tissue_table_stops_with_one_line(tmp_path):
     status.write(tmp_path / "tissue.tsv", [])
     with pytest.raises(SystemExit, match="run the stage 'tissue' again"):
         made.tile()
+
+
+COUNTS = ("n_capped", "n_black", "n_ink", "n_white", "n_blurred", "n_outside", "n_tiles")
+
+
+def counts_of(table, scan):
+    return {name: int(table[name][scan] or 0) for name in COUNTS if table[name][scan] not in ("", "0")}
+
+
+def spoil(path, boxes, mpp=0.5):
+    """Write a slide of a disc of tissue with boxes (x0, y0, x1, y1 in µm) of black, ink, glass and blur over it."""
+    image = synth.render((2400, 2000), mpp, ((500, 500, 400),))
+    image += np.random.default_rng(0).normal(0, 2, (2000, 2400, 1))
+    blurred = cv2.GaussianBlur(image, (0, 0), 16)
+    for name, box in boxes.items():
+        x0, y0, x1, y1 = (round(value / mpp) for value in box)
+        looks = {"black": (5, 5, 5), "ink": synth.PENS["blue"], "white": synth.GLASS, "blurred": blurred[y0:y1, x0:x1]}
+        image[y0:y1, x0:x1] = looks[name]
+    synth.write(path, np.clip(image, 0, 255).astype(np.uint8), mpp)
+    return path
+
+
+def box(row, column, n=1):
+    return (column * 112, row * 112, (column + n) * 112, (row + 1) * 112)
+
+
+FILTERS = {"max_ink": 0.5, "max_black": 0.5, "max_white": 0.5, "min_sharpness": 0.2}
+WHOLE = json.dumps({"type": "Polygon", "coordinates": [[[450, 450], [1600, 450], [1600, 1600], [450, 1600]]]})
+
+
+def test_filters_drop_and_count_each_tile_once(tmp_path):
+    """Counts are conserved: every tile of the grid is used or has its reason (complaints G-A1, G-C7)."""
+    boxes = {"black": box(2, 3), "ink": box(3, 3, 2), "white": box(4, 3), "blurred": box(5, 3, 3)}
+    made = Cohort(tmp_path, [("a", "a", spoil(tmp_path / "a.tif", boxes))])
+    (tmp_path / "tissue/a.geojson").write_text(WHOLE)  # an outline that takes in all of it
+    made.segment(max_black=1)
+    table = made.tile()
+    n_grid = int(table["n_grid"]["a"])
+    assert counts_of(table, "a") == {"n_tiles": n_grid}
+    table = made.tile(**FILTERS)
+    dropped = {"n_black": 1, "n_ink": 2, "n_white": 1, "n_blurred": 3}
+    assert counts_of(table, "a") == dropped | {"n_tiles": n_grid - 7}
+    places = {2: [3], 3: [3, 4], 4: [3], 5: [3, 4, 5]}
+    gone = [row * grid.ROW + column for row, columns in places.items() for column in columns]
+    assert not set(gone) & set(made.read("a").tile_ids)
+    table = made.tile(**FILTERS, max_tiles=10)
+    assert counts_of(table, "a") == dropped | {"n_capped": n_grid - 17, "n_tiles": 10}
+
+
+def test_a_tile_may_drop_out_of_one_scan_of_a_specimen(tmp_path):
+    scans = [("ref", "s", spoil(tmp_path / "ref.tif", {})), ("b", "s", spoil(tmp_path / "b.tif", {"ink": box(3, 3)}))]
+    made = Cohort(tmp_path, scans)
+    made.register({"ref": grid.IDENTITY, "b": [[1, 0, 0], [0, 1, 0]]}, "ref")
+    table = made.tile(**FILTERS)
+    assert counts_of(table, "b")["n_ink"] == 1
+    assert set(made.read("ref").tile_ids) - set(made.read("b").tile_ids) == {3 * grid.ROW + 3}
+    for scan in ("ref", "b"):
+        assert sum(counts_of(table, scan).values()) == int(table["n_grid"][scan])
+
+
+def test_filters_that_leave_nothing_are_a_status(tmp_path):
+    """Complaint G-C5: artefact removal takes the whole slide."""
+    table = cohort(tmp_path, a={}).tile(min_sharpness=1000)
+    assert table["status"]["a"] == "qc_removed_all"
+    assert table["reason"]["a"] == "the filters of tiles left none of 21: 21 blurred; see config tiles"
+
+
+def test_overlap(tmp_path):
+    made = cohort(tmp_path, a={"blobs": BLOB})
+    made.tile()
+    plain = made.read("a")
+    made.tile(overlap=0.5)
+    half = made.read("a")
+    assert {tuple(corner) for corner in plain.corners_um} < {tuple(corner) for corner in half.corners_um}
+    assert len(half.tile_ids) == pytest.approx(4 * len(plain.tile_ids), rel=0.2)
+    assert np.array_equal(half.corners_um[:, 0], half.tile_ids % grid.ROW * 56.0)
+    with h5py.File(tmp_path / "tiles/a.h5") as file:
+        assert file["coords"].attrs["overlap"] == 112
+
+
+def test_features_stand_while_the_tiles_do(tmp_path):
+    """The key that features depend on follows the tiles, not the settings that led to them."""
+    made = cohort(tmp_path, a={})
+    first = made.tile()["key"]["a"]
+    assert made.tile(max_tiles=1000)["key"]["a"] == first
+    assert made.tile(max_tiles=3)["key"]["a"] != first
+
+
+def test_a_file_cut_short_or_of_other_origin_is_made_again(tmp_path):
+    """Complaints G-D1, G-D2: that a file exists does not mean that it is done."""
+    made = cohort(tmp_path, a={})
+    made.tile()
+    path = tmp_path / "tiles/a.h5"
+    good = path.read_bytes()
+    for bad in (good[: len(good) // 2], b"", b"text"):
+        path.write_bytes(bad)
+        made.tile()
+        assert path.read_bytes() == good
+    with h5py.File(path, "w") as file:
+        file["coords"] = np.zeros((2, 2))
+    made.tile()
+    assert path.read_bytes() == good
+
+
+def test_a_lock_of_another_program_does_not_matter(tmp_path):
+    """Complaint G-D5: errno 11 on shared disks."""
+    made = cohort(tmp_path, a={})
+    made.tile()
+    with open(tmp_path / "tiles/a.h5", "rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(BlockingIOError):
+            h5py.File(tmp_path / "tiles/a.h5", "r")
+        assert len(made.read("a").tile_ids) == 21
+        assert made.tile()["status"]["a"] == "ok"

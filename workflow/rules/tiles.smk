@@ -5,7 +5,11 @@ rule tile_scans:
     """Lay the grid of each specimen of a batch and carry it to all its scans."""
     input:
         script=scripts("tile_scans.py"),
-        modules=[scripts("isoslide/grid.py"), scripts("isoslide/geojson.py")],
+        modules=[
+            scripts("isoslide/grid.py"),
+            scripts("isoslide/geojson.py"),
+            scripts("isoslide/tile_filters.py"),
+        ],
         checks="results/status/checks/{batch}.tsv",
         tissue="results/status/tissue/{batch}.tsv",
         registrations="results/status/registrations/{batch}.tsv",
