@@ -9,8 +9,11 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: demo test check install
 
+# Bars on a terminal, lines elsewhere.
+PROGRESS := $(shell test -t 2 && echo "--logger rich" || echo "--quiet rules host")
+
 demo: install
-	$(BIN)/snakemake --cores all --workflow-profile workflow/profiles/workstation
+	$(BIN)/snakemake --cores all --workflow-profile workflow/profiles/workstation $(PROGRESS)
 	@echo
 	@echo "The report: $(CURDIR)/results/report/index.html"
 
