@@ -11,7 +11,7 @@ rule make_demo:
             scripts("isoslide/demo_scanners.py"),
             scripts("isoslide/demo_slides.py"),
         ],
-        slide=at_base("resources/CMU-1-Small-Region.svs"),
+        slide=ancient(at_base("resources/CMU-1-Small-Region.svs")),
     output:
         "results/demo/manifest.tsv",
     log:
