@@ -1,4 +1,6 @@
-"""Evaluations. In: the predictions of all arms of a task and encoder. Out: metrics, and arms against the control."""
+"""Evaluations. In: predictions, features, status tables. Out: metrics, arms against the control, and what can be said
+before training: how much of the scanner is in the features, and whether facts about the scan tell the label.
+"""
 
 
 rule evaluate_predictions:
@@ -57,4 +59,96 @@ rule evaluate_predictions:
             --settings {params.settings:q} \
             --metrics {output.metrics:q} \
             --comparisons {output.comparisons:q} &>{log:q}
+        """
+
+
+rule evaluate_features:
+    """Measure how much of the scanner is in an encoder's features."""
+    input:
+        script=scripts("evaluate_features.py"),
+        modules=[scripts("isoslide/embedding.py"), scripts("isoslide/uncertainty.py")],
+        features="results/status/features/{encoder}.tsv",
+        sheet=config["sheet"],
+        splits=expand("results/splits/{task}.tsv", task=TASKS),
+    output:
+        metrics=report(
+            "results/evaluations/features/{encoder}.tsv",
+            caption="../report/features.rst",
+            category="Tables",
+            labels={
+                "task": "before training",
+                "encoder": "{encoder}",
+                "table": "features",
+            },
+        ),
+        map="results/evaluations/features/maps/{encoder}.tsv",
+        facts="results/evaluations/features/facts/{encoder}.json",
+    log:
+        "results/logs/evaluate_features/{encoder}.log",
+    benchmark:
+        "results/benchmarks/evaluate_features/{encoder}.tsv"
+    conda:
+        "../../envs/base.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wc, attempt: 4000 * attempt,
+        runtime=60,
+    params:
+        settings=json.dumps(config["evaluation"]),
+    shell:
+        """
+        python {input.script:q} \
+            --features {input.features:q} \
+            --sheet {input.sheet:q} \
+            --splits {input.splits:q} \
+            --settings {params.settings:q} \
+            --metrics {output.metrics:q} \
+            --map {output.map:q} \
+            --facts {output.facts:q} &>{log:q}
+        """
+
+
+rule evaluate_metadata:
+    """Tell the label from facts about the scan alone, if that can be done."""
+    input:
+        script=scripts("evaluate_metadata.py"),
+        modules=[
+            scripts("isoslide/metadata.py"),
+            scripts("isoslide/uncertainty.py"),
+            scripts("isoslide/weighted.py"),
+        ],
+        splits="results/splits/{task}.tsv",
+        sheet=config["sheet"],
+        status=[
+            "results/status/checks.tsv",
+            "results/status/tissue.tsv",
+            f"results/status/tiles/{TILES[0]}.tsv",
+        ],
+    output:
+        report(
+            "results/evaluations/metadata/{task}.tsv",
+            caption="../report/metadata.rst",
+            category="Tables",
+            labels={"task": "{task}", "encoder": "none", "table": "metadata"},
+        ),
+    log:
+        "results/logs/evaluate_metadata/{task}.log",
+    benchmark:
+        "results/benchmarks/evaluate_metadata/{task}.tsv"
+    conda:
+        "../../envs/base.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wc, attempt: 2000 * attempt,
+        runtime=30,
+    params:
+        settings=json.dumps(config["evaluation"]),
+    shell:
+        """
+        python {input.script:q} \
+            --splits {input.splits:q} \
+            --sheet {input.sheet:q} \
+            --status {input.status:q} \
+            --settings {params.settings:q} \
+            --output {output:q} &>{log:q}
         """

@@ -1,0 +1,125 @@
+import json
+
+import fake_results
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+
+import evaluate_features
+from isoslide import embedding
+
+SETTINGS = {"resamples": 50, "seed": 1, "level": 0.95, "sample_specimens": 12, "sample_tiles": 4}
+DIM = 24
+
+
+def write_features(root, sheet, scanner_effect, signal=1.0, seed=0):
+    """Features = place + scanner effect; all scans of a specimen share 6 places, scan D of each lacks the first."""
+    rng = np.random.default_rng(seed)
+    shift = {name: rng.normal(size=DIM) for name in fake_results.SCANNERS}
+    places, rows = {}, []
+    for row in sheet[sheet["exclude"] == ""].to_dict("records"):
+        if row["specimen"] not in places:
+            positive = row["response"] == "positive"
+            places[row["specimen"]] = rng.normal(size=(6, DIM)) + signal * positive * np.ones(DIM) / 2
+        ids = np.arange(1 if row["scanner"] == "D" else 0, 6)
+        path = root / "features" / f"{row['scan']}.h5"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(path, "w") as file:
+            noise = rng.normal(0, 0.05, (ids.size, DIM))
+            file["features"] = (places[row["specimen"]][ids] + scanner_effect * shift[row["scanner"]] + noise).astype(
+                np.float16
+            )
+            file["tile_ids"] = ids
+            file.attrs.update(paired=True, reference=f"{row['specimen']}_B", encoder="fake", weights_sha256="ab12")
+        rows.append({"scan": row["scan"], "status": "ok", "path": str(path)})
+    rows.append({"scan": "P03-1_B", "status": "ok", "path": rows[0]["path"]})
+    fake_results.write_table(root / "fake.tsv", pd.DataFrame(rows).drop_duplicates("scan"))
+
+
+def run(root, scanner_effect, **changes):
+    sheet = fake_results.make_sheet(16)
+    write_features(root, sheet, scanner_effect)
+    fake_results.write_table(root / "slides.tsv", sheet)
+    fake_results.write_table(root / "response.tsv", fake_results.make_splits(sheet, "binary"))
+    outputs = {name: root / f"out_{name}" for name in ("metrics", "map", "facts")}
+    arguments = [
+        *("--features", str(root / "fake.tsv"), "--sheet", str(root / "slides.tsv")),
+        *("--splits", str(root / "response.tsv"), "--settings", json.dumps(SETTINGS | changes)),
+        *(word for name, path in outputs.items() for word in (f"--{name}", str(path))),
+    ]
+    evaluate_features.main(arguments)
+    table = pd.read_csv(outputs["metrics"], sep="\t", keep_default_na=False, na_values=[""])
+    return table.set_index(["metric", "scope"]), outputs
+
+
+def test_scanner_effects_are_seen_by_every_number(tmp_path):
+    clean, outputs = run(tmp_path / "clean", 0.0)
+    assert clean.loc[("top1", "pooled"), "value"] == 1
+    assert clean.loc[("scanner_probe", "pooled"), "value"] < 0.45
+    assert clean.loc[("same_cosine", "pair:A-B"), "value"] > 0.98
+    dirty, _ = run(tmp_path / "dirty", 3.0)
+    assert dirty.loc[("top1", "pooled"), "value"] < 0.99
+    assert dirty.loc[("scanner_probe", "pooled"), "value"] > 0.95
+    assert dirty.loc[("croma", "response"), "value"] < 0 < clean.loc[("croma", "response"), "value"]
+    assert dirty.loc[("robustness_index", "response"), "value"] < clean.loc[("robustness_index", "response"), "value"]
+    assert set(clean.index.get_level_values(0)) == set(embedding.TITLES)
+    rows = clean[clean["low"].notna()]
+    assert ((rows["low"] <= rows["value"] + 1e-6) & (rows["value"] <= rows["high"] + 1e-6)).all()
+    facts = json.loads(outputs["facts"].read_text())
+    assert (facts["weights_sha256"], facts["dim"]) == ("ab12", DIM)
+    tiles = pd.read_csv(outputs["map"], sep="\t")
+    assert {"x", "y", "scanner", "response"} <= set(tiles)
+    assert len(tiles) == facts["sampled_tiles"]
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path):
+    _, outputs = run(tmp_path, 1.0)
+    first = [path.read_bytes() for path in outputs.values()]
+    _, outputs = run(tmp_path, 1.0)
+    assert [path.read_bytes() for path in outputs.values()] == first
+
+
+def test_a_sample_takes_the_same_places_of_every_scan(tmp_path):
+    sheet = fake_results.make_sheet(6)
+    write_features(tmp_path, sheet, 0.0)
+    fake_results.write_table(tmp_path / "slides.tsv", sheet)
+    scans = evaluate_features.usable(tmp_path / "fake.tsv", tmp_path / "slides.tsv")
+    sample = embedding.draw_sample(scans, 3, 4, np.random.default_rng(0))
+    assert sample.tiles["specimen"].nunique() == 3
+    by_scan = sample.tiles.groupby("scan")["tile_id"].apply(tuple)
+    assert all(len(ids) == 4 and 0 not in ids for ids in by_scan)  # place 0 is missing on D, so nobody gives it
+    for _, scans_of_specimen in sample.tiles.groupby("specimen"):
+        assert scans_of_specimen.groupby("scan")["place"].apply(tuple).nunique() == 1
+
+
+def small(scanner, patient, place, features):
+    tiles = pd.DataFrame({"scanner": list(scanner), "patient": list(patient), "place": list(place)})
+    return embedding.Sample(np.array(features, dtype=np.float32), tiles.assign(scan="s", specimen=tiles["patient"]))
+
+
+def test_retrieval_by_hand():
+    # On B, place y looks like x does on A: x is found second, y first; the other way round x and y are found first.
+    sample = small("AABB", "pqpq", "xyxy", [[1, 0], [0, 1], [0.8, 0.6], [0.96, 0.28]])
+    rows = {row["metric"]: row for row in embedding.retrieval(sample, 10, 0.95, np.random.default_rng(0))[:2]}
+    # A to B: x -> y (0.96 > 0.8): missed; y -> x (0.6 > 0.28): missed. B to A: x -> x found; y -> x: missed.
+    assert rows["top1"]["value"] == pytest.approx(1 / 4)
+    rows = [row for row in embedding.retrieval(sample, 10, 0.95, np.random.default_rng(0)) if row["scope"] == "pooled"]
+    found = {row["metric"]: row["value"] for row in rows}
+    assert found["top10"] == 1
+    assert found["same_cosine"] == pytest.approx((0.8 + 0.28) / 2)
+    assert found["other_cosine"] == pytest.approx((0.96 + 0.6) / 2)
+
+
+def test_what_cannot_be_measured_says_why():
+    sample = small("AAA", "pqr", ["", "", ""], np.eye(3))
+    rng = np.random.default_rng(0)
+    assert embedding.retrieval(sample, 10, 0.95, rng)[0]["reason"] == "no place was seen on two scanners"
+    assert embedding.scanner_probe(sample, 10, 0.95, rng)["reason"] == "only one scanner"
+    rows = embedding.neighbours(sample, pd.Series({"s": "x"}), "task")
+    assert {row["reason"] for row in rows} == {"only one class"}
+    two = small("AABB", "pqpq", "xyxy", [[1, 0], [0, 1], [0.8, 0.6], [0.96, 0.28]])
+    two.tiles["scan"] = list("abcd")
+    rows = embedding.neighbours(two, pd.Series({"a": "x", "b": "y", "c": "x", "d": "y"}), "task")
+    assert "could not find 5 SO" in rows[-1]["reason"]
+    assert embedding.plane(sample, 0).empty
