@@ -93,11 +93,17 @@ def _segment(
     facts = {"key": key, **{name: float(f"{value:.6g}") for name, value in numbers.items()}}
     with atomic.output(path.with_suffix(".jpg")) as temporary:
         picture = tissue.overlay(rgb, polygons, um_per_px, image.mpp)
-        cv2.imwrite(str(temporary), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
+        # imwrite would say False and leave half a file on a full disk
+        temporary.write_bytes(_jpeg(picture))
     if edited is None:
         geojson.write(path, polygons, facts)  # last: its key says that all files of the scan are there
     outlines = edited or geojson.Outlines(polygons, {})
     return _row(row, path, outlines, facts, settings, EDITED if edited else "")
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])
+    return encoded.tobytes()
 
 
 def _numbers(image: slide.Slide, rgb: np.ndarray, found: tissue.Segmentation, um_per_px: float) -> dict[str, float]:

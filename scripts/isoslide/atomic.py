@@ -1,7 +1,9 @@
 """Files that are either whole or absent: written under a hidden name beside the target, then renamed."""
 
+import errno
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,25 +11,49 @@ from typing import Any
 
 import pandas as pd
 
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+
+
+class WriteError(OSError):
+    """A file cannot be written: disk full, quota, read-only. The message is one line; the user has to act."""
+
 
 @contextmanager
 def output(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path with the target's suffix; it becomes `path` when the block ends without error.
 
-    The file is opened by the caller in the ordinary way, so its mode follows the umask. The process id in the name
-    keeps two jobs that write the same target apart: the last one to finish wins, whole.
+    The file is opened by the caller in the ordinary way, so its mode follows the umask. A random part of the name keeps
+    two jobs that write the same target apart, on one machine or two: the last one to finish wins, whole.
+
+    Raises:
+        WriteError: the disk is full, the quota is used up, or the place is not to be written to.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # 200-character ids leave no room for a prefix in the 255 bytes of a file name, so the stem is cut.
-    temporary = path.with_name(f".{path.stem[:60]}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:60]}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # HDF5 raises RuntimeError where a flush fails on closing
+        why = _refusal(error)
+        if why is None:
+            raise
+        raise WriteError(f"cannot write {path}: {why}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _refusal(error: OSError | RuntimeError) -> str | None:
+    """Return why the file system refused, or None if the error is of another kind."""
+    if isinstance(error, WriteError):
+        return None
+    for number in REFUSALS:
+        if getattr(error, "errno", None) == number or f"errno = {number}," in str(error):
+            return os.strerror(number)
+    return None
 
 
 def write_text(path: str | Path, text: str) -> None:

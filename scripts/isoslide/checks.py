@@ -29,7 +29,6 @@ def check(row: Mapping[str, str], assume_from_power: bool = False) -> dict[str, 
         SlideError: `missing`, `unreadable`, `no_mpp`, `mpp_conflict`, `implausible_mpp`, `inconsistent_pyramid`,
             `partly_unreadable`.
     """
-    _check_companion(Path(row["path"]))
     with Slide(row["path"], UNKNOWN_MPP) as slide:
         mpp, source = decide_mpp(row, slide.properties, assume_from_power)
         _check_pyramid(slide)
@@ -114,13 +113,6 @@ def _check_plausible(mpp: tuple[float, float], what: str) -> None:
             f"{what.format(*mpp)}, outside {PLAUSIBLE_MPP[0]:g}-{PLAUSIBLE_MPP[1]:g}: give it in the sheet's column "
             "'mpp' with yes in 'mpp_override'",
         )
-
-
-def _check_companion(path: Path) -> None:
-    """Refuse an MRXS file without its folder: OpenSlide only says that it does not know the format."""
-    folder = path.with_suffix("")
-    if path.suffix.lower() == ".mrxs" and path.exists() and not (folder / "Slidedat.ini").exists():
-        raise SlideError("missing", f"no {folder}/Slidedat.ini: an MRXS slide is the file and the folder of its name")
 
 
 def mark_duplicates(table: pd.DataFrame) -> pd.DataFrame:

@@ -7,9 +7,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, NoReturn
 
-from isoslide import __version__
+from isoslide import __version__, atomic
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -34,6 +35,15 @@ def start_logging(args: argparse.Namespace) -> None:
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, force=True
     )
     logging.info("isoslide %s %s", __version__, json.dumps(vars(args), default=str, sort_keys=True))
+    sys.excepthook = _report
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that the user can mend as one line, any other with its traceback."""
+    if isinstance(error, atomic.WriteError):
+        logging.error("%s", error)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
+import errno
 import os
 
+import h5py
 import pandas as pd
 import pytest
 
@@ -42,3 +44,38 @@ def test_mode_follows_the_umask_and_long_names_fit(tmp_path):
 def test_tables_are_deterministic(tmp_path):
     atomic.write_table(tmp_path / "a.tsv", pd.DataFrame({"x": [1 / 3, None], "y": ["a", ""]}))
     assert (tmp_path / "a.tsv").read_text() == "x\ty\n0.333333\ta\n\t\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_a_disk_that_refuses_is_said_in_one_line_and_leaves_nothing(tmp_path, number):
+    """Complaint G-M2."""
+
+    def refused():
+        with atomic.output(tmp_path / "a.txt") as temporary:
+            temporary.write_text("half")
+            raise OSError(number, os.strerror(number))
+
+    with pytest.raises(atomic.WriteError) as error:
+        refused()
+    assert str(error.value) == f"cannot write {tmp_path}/a.txt: {os.strerror(number)}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_hdf5_says_it_in_its_own_way(tmp_path):
+    def refused():
+        with atomic.output(tmp_path / "a.h5"):
+            raise RuntimeError(f"Problems closing file (file write failed: x\n, errno = {errno.ENOSPC}, error message)")
+
+    with pytest.raises(atomic.WriteError, match="a.h5: No space left on device$"):
+        refused()
+
+
+def test_other_errors_are_not_taken_for_the_disks(tmp_path):
+    def cut_short():
+        with atomic.output(tmp_path / "a.h5"):
+            (tmp_path / "b.h5").write_text("text")
+            h5py.File(tmp_path / "b.h5", "r")
+
+    with pytest.raises(OSError, match="signature") as error:
+        cut_short()
+    assert not isinstance(error.value, atomic.WriteError)
