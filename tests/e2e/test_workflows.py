@@ -1,5 +1,6 @@
 """Whole workflows, as a user runs them."""
 
+import os
 import re
 import shutil
 import signal
@@ -68,7 +69,7 @@ def start_and_kill(folder):
     deadline = time.monotonic() + 120
     while len(list(folder.glob("results/demo/slides/*.tif"))) < 8 and time.monotonic() < deadline:
         time.sleep(0.2)
-    subprocess.run(["pkill", "-KILL", "--session", str(run.pid)], check=True)
+    os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     assert run.returncode == -signal.SIGKILL
     succeed(folder, "--unlock")
