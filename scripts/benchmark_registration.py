@@ -14,7 +14,6 @@ px), and registers each pair in a process of its own on one thread. `pair` is th
 import argparse
 import json
 import logging
-import resource
 import subprocess
 import sys
 import tempfile
@@ -123,12 +122,12 @@ def _laid(source: Picture, other: Picture, truth: registration_benchmark.Truth |
     row = {"seconds": time.process_time() - start, "reason": found.reason}
     quality = found.quality
     row |= {name: getattr(quality, name) if quality else None for name in ("error_um", "ncc", "agreement", "overlap")}
-    if truth is None or found.affine is None:
+    if truth is None or found.warp is None:
         return row | {"median_um": None, "p95_um": None, "errors": "[]"}
     points = registration.spread(reference, 40.0, POINTS)
     right = truth(points)
     shown = ((right > 0) & (right < other.size_um)).all(axis=1)
-    errors = np.hypot(*(registration.apply(found.affine, points[shown]) - right[shown]).T)
+    errors = np.hypot(*(found.warp.apply(points[shown]) - right[shown]).T)
     median, p95 = np.percentile(errors, (50, 95))
     return row | {"median_um": median, "p95_um": p95, "errors": json.dumps(errors.round(3).tolist())}
 
@@ -143,20 +142,26 @@ def _register(
 
 def pair(args: argparse.Namespace, settings: Mapping[str, Any]) -> None:
     """Print what one pair costs."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_mb()
     start, cpu = time.perf_counter(), time.process_time()
     with Slide(args.slides[0]) as first, Slide(args.slides[1]) as second:
         _, found = _register(first, second, settings)
     facts = {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,  # Linux counts in KiB
-        "before_mb": before / 1024,
+        "peak_mb": _peak_mb(),
+        "before_mb": before,
         "reason": found.reason,
-        "affine": found.affine.tolist() if found.affine is not None else None,
+        "affine": found.warp.affine.tolist() if found.warp is not None else None,
         "error_um": found.quality.error_um if found.quality else None,
     }
     json.dump(facts, sys.stdout)
+
+
+def _peak_mb() -> float:
+    """Return the most memory that this process has held; Linux only (getrusage would count the parent's too)."""
+    text = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(text.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def large(args: argparse.Namespace, settings: Mapping[str, Any]) -> None:

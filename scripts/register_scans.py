@@ -31,11 +31,20 @@ from isoslide import (
     registration_coarse,
     registration_quality,
     registration_specimen,
+    registration_warp,
     slide,
     status,
 )
 
-MODULES = (registration, registration_coarse, registration_quality, registration_specimen, geojson, slide)
+MODULES = (
+    registration,
+    registration_coarse,
+    registration_quality,
+    registration_specimen,
+    registration_warp,
+    geojson,
+    slide,
+)
 Rows = Mapping[str, Mapping[str, str]]
 KEPT = (status.OK, registration_specimen.NOT_REGISTERED)  # a file that could not be read is tried again
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from isoslide import geojson
 from isoslide.geojson import Polygon
+from isoslide.registration_warp import Warp, straight
 
 Affine = np.ndarray  # (2, 3)
 Reader = Callable[[Affine, tuple[int, int]], np.ndarray]  # Slide.read
@@ -27,6 +28,7 @@ SEARCH_PX = 24  # how far a patch may be off, to each side
 GLASS_SD = 4.0  # grey levels; noise of empty glass stays below, pale tissue passes 6
 EMPTY_SD = 1.0  # correlations of less are 0 / 0
 FEW_PATCHES = 12
+SMALL_PX = 128  # a patch of this side keeps 80 px for the comparison; a smaller one too few
 ROUGH_PATCHES = 16  # per round before the last
 MAX_CHANGE = 0.1  # of a map's scale and angle in one round; more is a chance fit
 PYRAMID_STEP = 4  # from one resolution of the patches to the next
@@ -139,14 +141,14 @@ def fine(reference: View, other: View, affine: Affine, settings: Mapping[str, An
         rounds.append(last)
     rough = {**settings, "max_patches": min(ROUGH_PATCHES, settings["max_patches"])}
     for um_per_px in [*rounds, target]:
-        matches = measure(reference, other, affine, um_per_px, rough)
+        matches = measure(reference, other, straight(affine), um_per_px, rough)
         affine = fit(matches.places, matches.found, affine, max(settings["limit_um"], 3 * um_per_px))
-    matches = measure(reference, other, affine, target, settings, null=True)
+    matches = measure(reference, other, straight(affine), target, settings, null=True)
     return fit(matches.places, matches.found, affine, settings["limit_um"]), matches
 
 
 def measure(
-    reference: View, other: View, affine: Affine, um_per_px: float, settings: Mapping[str, Any], null: bool = False
+    reference: View, other: View, warp: Warp, um_per_px: float, settings: Mapping[str, Any], null: bool = False
 ) -> Matches:
     """Find the reference's patches in the other scan, near where the map puts them.
 
@@ -154,19 +156,21 @@ def measure(
     `null`, each patch is also sought at another patch's place.
     """
     side, centres = patches(reference, um_per_px, settings)
-    places, fixed, moving = [], [], []
-    for place in centres[inside(other.size_um, affine, centres, side * um_per_px)]:
+    centres = centres[inside(other.size_um, warp, centres, side * um_per_px)]
+    places, maps, fixed, moving = [], [], [], []
+    for place, affine in zip(centres, warp.local(centres, side * um_per_px), strict=True):
         to_reference = np.column_stack([np.eye(2) * um_per_px, place - side / 2 * um_per_px])
         patch = _detail(reference.grey(to_reference, (side, side)))[SEARCH_PX:-SEARCH_PX, SEARCH_PX:-SEARCH_PX]
         if patch.std() < GLASS_SD:
             continue
         places.append(place)
+        maps.append(affine)
         fixed.append(patch)
         moving.append(_detail(other.grey(compose(affine, to_reference), (side, side))))
     n = len(places)
     results = np.array([match(a, b) for a, b in zip(fixed, moving, strict=True)]).reshape(n, 3)
-    middles = np.array(places).reshape(n, 2)
-    found = apply(affine, middles + results[:, :2] * um_per_px)
+    middles, local = np.array(places).reshape(n, 2), np.array(maps).reshape(n, 2, 3)
+    found = np.einsum("nij,nj->ni", local[:, :, :2], middles + results[:, :2] * um_per_px) + local[:, :, 2]
     chance = [match(fixed[i], moving[i - n // 2])[2] for i in range(n)] if null and n > 1 else []
     return Matches(middles, found, results[:, 2], np.array(chance))
 
@@ -209,7 +213,7 @@ def patches(reference: View, um_per_px: float, settings: Mapping[str, Any]) -> t
     """Return the patches' side in px and centres (n, 2) µm; the side is halved where few patches fit the tissue."""
     size = settings["patch_px"]
     places = spread(reference, size * um_per_px, settings["max_patches"])
-    if len(places) >= FEW_PATCHES:
+    if len(places) >= FEW_PATCHES or size <= SMALL_PX:
         return size, places
     return size // 2, spread(reference, size // 2 * um_per_px, settings["max_patches"])
 
@@ -240,12 +244,12 @@ def spread(reference: View, patch_um: float, max_patches: int) -> np.ndarray:
     return candidates[chosen]
 
 
-def inside(size_um: tuple[float, float], affine: Affine, places: np.ndarray, patch_um: float) -> np.ndarray:
+def inside(size_um: tuple[float, float], warp: Warp, places: np.ndarray, patch_um: float) -> np.ndarray:
     """Return (n,) bool: the middle half of the patch lies in the scan."""
     half = patch_um / 4
     kept = np.ones(len(places), bool)
     for corner in ((-half, -half), (half, -half), (-half, half), (half, half)):
-        points = apply(affine, places + np.array(corner))
+        points = warp.apply(places + np.array(corner))
         kept &= ((points >= 0) & (points <= size_um)).all(axis=1)
     return kept
 

@@ -15,6 +15,7 @@ from isoslide.registration import Affine, View, apply, compose
 from isoslide.slide import Slide
 
 GLASS = (244, 243, 244)
+TISSUE_SHARE = 0.4  # radius of the generated tissue over the side of its glass
 Truth = Callable[[np.ndarray], np.ndarray]  # (n, 2) µm of the reference -> (n, 2) µm of the other scan
 
 
@@ -165,7 +166,7 @@ class LargeGlass:
         height, width = self.texture.shape[:2]
         # a slow bend turns the copies of the texture against each other; folding leaves no seam
         bent = places + 180 * np.sin(places[..., ::-1] / 700 + places / 1900)
-        pixels = (bent / self.mpp).astype(np.float32)
+        pixels = bent / np.float32(self.mpp)
         pixels = np.abs((pixels + (width, height)) % (2 * width, 2 * height) - (width, height))
         rgb = cv2.remap(self.texture, pixels.astype(np.float32), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
         cells = (places * ((self.fields.shape[1] - 1) / self.side_um)).astype(np.float32)
@@ -175,7 +176,7 @@ class LargeGlass:
         )
         radius = np.hypot(*np.moveaxis(places / self.side_um - 0.5, -1, 0))
         stain = 0.5 + 0.25 * np.clip(coarse + 0.7 * fine, -2, 2)
-        stain = np.where((radius < 0.44) & (coarse + 0.5 * fine > -1.6), np.clip(stain, 0.25, 1), 0)[..., None]
+        stain = np.where((radius < TISSUE_SHARE) & (coarse + 0.5 * fine > -1.6), np.clip(stain, 0.25, 1), 0)[..., None]
         return (np.array(GLASS) - (np.array(GLASS) - rgb) * stain.astype(np.float32)).clip(0, 255).astype(np.uint8)
 
 
@@ -184,6 +185,17 @@ def large_glass(slide: Slide, side_um: float, rng: np.random.Generator) -> Large
     texture = slide.overview(slide.mpp[0])
     cells = max(8, round(side_um / 40))
     return LargeGlass(texture, slide.mpp[0], side_um, rng.normal(size=(2, cells, cells)).astype(np.float32))
+
+
+def _tile(glass: LargeGlass, to_glass: Affine, left: int, top: int, side: int) -> np.ndarray:
+    """Return (side, side, 3) uint8; computed at half the resolution, which is the texture's, and enlarged."""
+    steps = np.arange(-2, side + 2, 2) + 1.0
+    x, y = (row[0] * (left + steps) + row[1] * (top + steps[:, None]) + row[2] for row in to_glass)
+    radius = np.hypot(x - glass.side_um / 2, y - glass.side_um / 2)
+    if radius.min() > TISSUE_SHARE * glass.side_um:
+        return np.full((side, side, 3), GLASS, np.uint8)
+    half = glass.show(np.stack([x, y], axis=-1).astype(np.float32))
+    return cv2.resize(half, None, fx=2, fy=2, interpolation=cv2.INTER_LINEAR)[2:-2, 2:-2]
 
 
 def write_large(path: Path, glass: LargeGlass, affine: Affine, mpp: float, side_px: int, gamma: float) -> None:
@@ -204,13 +216,10 @@ def write_large(path: Path, glass: LargeGlass, affine: Affine, mpp: float, side_
 
     def tiles() -> Iterator[np.ndarray]:
         for top in range(0, side_px, tile):
-            small = []
-            for left in range(0, columns, tile):
-                x, y = np.meshgrid(np.arange(left, left + tile) + 0.5, np.arange(top, top + tile) + 0.5)
-                image = curve[glass.show(np.stack([x, y], axis=-1) @ to_glass[:, :2].T + to_glass[:, 2])]
-                small.append(cv2.resize(image, (tile // 4, tile // 4), interpolation=cv2.INTER_AREA))
-                yield image
-            reduced.append(np.hstack(small))
+            strip = [curve[_tile(glass, to_glass, left, top, tile)] for left in range(0, columns, tile)]
+            quarter = (tile // 4, tile // 4)
+            reduced.append(np.hstack([cv2.resize(image, quarter, interpolation=cv2.INTER_AREA) for image in strip]))
+            yield from strip
 
     tags = {
         "tile": (tile, tile),

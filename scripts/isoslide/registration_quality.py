@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from isoslide.registration import Affine, Matches, View, apply, fit, raster
+from isoslide.registration import Matches, View, fit, raster
+from isoslide.registration_warp import Warp, corrected
 
 FOLDS = 5
 MIN_PATCHES = 4  # fewer cannot tell a map from chance
@@ -37,14 +38,14 @@ class Quality:
     n_patches: int
 
 
-def assess(reference: View, other: View, affine: Affine, matches: Matches, settings: Mapping[str, Any]) -> Quality:
+def assess(reference: View, other: View, warp: Warp, matches: Matches, settings: Mapping[str, Any]) -> Quality:
     """Return the quality of a map from the patches of its last round."""
     n = len(matches.places)
-    errors = held_out_errors(matches, affine, settings["limit_um"])
+    errors = held_out_errors(matches, warp, settings)
     sure = matches.ncc > chance_level(matches.null)
     if not sure.any():
         return Quality(float("nan"), float("nan"), 0.0, 0.0, 0.0, n)
-    overlap = share_in_image(reference, other, affine) * float(sure.mean())
+    overlap = share_in_image(reference, other, warp) * float(sure.mean())
     median, p90 = np.percentile(errors[sure], (50, 90))
     agreement = float((sure & (errors <= settings["limit_um"])).mean())
     return Quality(float(median), float(p90), float(np.median(matches.ncc)), agreement, overlap, n)
@@ -55,19 +56,26 @@ def chance_level(null: np.ndarray) -> float:
     return max(MIN_NCC, float(np.percentile(null, 95))) if len(null) else 1.0
 
 
-def held_out_errors(matches: Matches, affine: Affine, limit_um: float) -> np.ndarray:
-    """Return (n,) µm: each patch against the map fitted to the other four fifths of the patches."""
+def follow(matches: Matches, kept: np.ndarray, start: Warp, settings: Mapping[str, Any]) -> Warp:
+    """Return the map that the kept patches (n,) bool ask for: an affine near the start's, corrected where it helps."""
+    fitted = fit(matches.places[kept], matches.found[kept], start.affine, settings["limit_um"])
+    sure = kept & (matches.ncc > chance_level(matches.null))
+    places, found = matches.places[sure], matches.found[sure]
+    return corrected(fitted, start, places, found, settings["limit_um"], settings["max_correction_um"])
+
+
+def held_out_errors(matches: Matches, start: Warp, settings: Mapping[str, Any]) -> np.ndarray:
+    """Return (n,) µm: each patch against the map, correction included, made from the other four fifths."""
     errors = np.zeros(len(matches.places))
     fold = np.arange(len(errors)) % FOLDS
     for held_out in range(FOLDS):
         rest = fold != held_out
-        fitted = fit(matches.places[rest], matches.found[rest], affine, limit_um)
-        difference = apply(fitted, matches.places[~rest]) - matches.found[~rest]
+        difference = follow(matches, rest, start, settings).apply(matches.places[~rest]) - matches.found[~rest]
         errors[~rest] = np.hypot(*difference.T)
     return errors
 
 
-def share_in_image(reference: View, other: View, affine: Affine) -> float:
+def share_in_image(reference: View, other: View, warp: Warp) -> float:
     """Return the share of the reference's tissue that the map puts inside the other scan."""
     extent = np.array(reference.picture.shape[1::-1]) * reference.um_per_px
     step = max(8.0, float(extent.max()) / 500)
@@ -75,7 +83,7 @@ def share_in_image(reference: View, other: View, affine: Affine) -> float:
     rows, cols = np.nonzero(raster(reference.tissue, reference.origin, step, (width, height)))
     if not len(rows):
         return 0.0
-    points = apply(affine, np.column_stack([cols + 0.5, rows + 0.5]) * step + reference.origin)
+    points = warp.apply(np.column_stack([cols + 0.5, rows + 0.5]) * step + reference.origin)
     return float(((points >= 0) & (points <= other.size_um)).all(axis=1).mean())
 
 

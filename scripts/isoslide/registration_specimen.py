@@ -8,13 +8,16 @@ import cv2
 import numpy as np
 
 from isoslide import registration_coarse, status
-from isoslide.registration import IDENTITY, Affine, View, compose, fine, spread
+from isoslide.registration import IDENTITY, SMALL_PX, Affine, View, compose, fine, measure, spread
 from isoslide.registration_coarse import Features
-from isoslide.registration_quality import Quality, assess, verdict
+from isoslide.registration_quality import Quality, assess, follow, verdict
+from isoslide.registration_warp import Warp, straight
 
 NOT_REGISTERED = "not_registered"
 NOTHING_IN_COMMON = "no structure in common with the reference's overview: another glass, or hardly any tissue"
 PANEL_PX = 320
+BEND_ROUNDS = 3  # of measuring and fitting a correction
+RESIDUE_UM = 0.3  # error of an affine map above which a correction is tried; at 0.5 µm/px it is half a pixel
 SQUARES = 8  # of the checkerboard along a panel
 
 
@@ -22,7 +25,7 @@ SQUARES = 8  # of the checkerboard along a panel
 class Registration:
     """A scan on a reference: the best map found, its quality, and why it must not be used ("" if it may)."""
 
-    affine: Affine | None
+    warp: Warp | None
     quality: Quality | None
     reason: str
 
@@ -55,10 +58,13 @@ def register(
 ) -> Registration:
     """Lay one scan onto another; of several candidates the first good one, else the one on which most patches agree."""
     best = Registration(None, None, NOTHING_IN_COMMON)
+    rigid = {**settings, "max_correction_um": 0}
     for candidate in registration_coarse.candidates(reference[1], other[1], settings["scale_tolerance"]):
         affine, matches = fine(reference[0], other[0], candidate, settings)
-        quality = assess(reference[0], other[0], affine, matches, settings)
-        registration = Registration(affine, quality, verdict(quality, settings))
+        warp, quality = straight(affine), assess(reference[0], other[0], straight(affine), matches, rigid)
+        if not quality.error_um <= RESIDUE_UM and settings["max_correction_um"]:  # also where there is no error
+            warp, quality = bend(reference[0], other[0], affine, settings) or (warp, quality)
+        registration = Registration(warp, quality, verdict(quality, settings))
         if not registration.reason:
             return registration
         if best.quality is None or quality.agreement > best.quality.agreement:
@@ -66,24 +72,41 @@ def register(
     return best
 
 
+def bend(reference: View, other: View, affine: Affine, settings: Mapping[str, Any]) -> tuple[Warp, Quality] | None:
+    """Return a map with a smooth correction and its quality, or None where a correction makes nothing better.
+
+    It takes patches of half the side: they are more, and a bend blurs them less. Patches that lay out of reach are
+    sought again where the first correction puts them.
+    """
+    dense = {**settings, "patch_px": max(SMALL_PX, settings["patch_px"] // 2)}
+    warp = straight(affine)
+    for _ in range(BEND_ROUNDS):
+        matches = measure(reference, other, warp, settings["um_per_px"], dense, null=True)
+        warp = follow(matches, np.ones(len(matches.places), bool), warp, settings)
+        if not warp.bends:
+            return None
+    return warp, assess(reference, other, warp, matches, settings)
+
+
 def record(reference: str, registrations: Mapping[str, Registration]) -> dict[str, dict[str, Any]]:
     """Return what the specimen's file says of each scan, rounded (maps to 0.001 µm), so equal runs give equal bytes."""
-    scans = {reference: entry(status.OK, "", IDENTITY, Quality(0.0, 0.0, 1.0, 1.0, 1.0, 0))}
+    scans = {reference: entry(status.OK, "", straight(IDENTITY), Quality(0.0, 0.0, 1.0, 1.0, 1.0, 0))}
     for scan, found in registrations.items():
         state = NOT_REGISTERED if found.reason else status.OK
-        scans[scan] = entry(state, found.reason, None if found.reason else found.affine, found.quality)
+        scans[scan] = entry(state, found.reason, None if found.reason else found.warp, found.quality)
     return scans
 
 
-def entry(state: str, reason: str, affine: Affine | None = None, quality: Quality | None = None) -> dict[str, Any]:
+def entry(state: str, reason: str, warp: Warp | None = None, quality: Quality | None = None) -> dict[str, Any]:
     """Return one scan's part of the record; what is not known is None."""
     facts = dict.fromkeys(Quality.__dataclass_fields__)
     if quality is not None:
         facts = {name: _rounded(getattr(quality, name)) for name in facts}
-    matrix = None
-    if affine is not None:  # 1e-8 of 100 mm is 0.001 µm
-        matrix = [[round(float(a), 8), round(float(b), 8), round(float(shift), 3)] for a, b, shift in affine]
-    return {"status": state, "reason": reason, "affine": matrix, **facts}
+    matrix, correction = None, None
+    if warp is not None:  # 1e-8 of 100 mm is 0.001 µm
+        matrix = [[round(float(a), 8), round(float(b), 8), round(float(shift), 3)] for a, b, shift in warp.affine]
+        correction = warp.record()
+    return {"status": state, "reason": reason, "affine": matrix, "correction": correction, **facts}
 
 
 def checkerboards(reference: View, others: Mapping[str, tuple[View, Registration]], um_per_px: float) -> np.ndarray:
@@ -106,9 +129,10 @@ def checkerboards(reference: View, others: Mapping[str, tuple[View, Registration
     for scan in sorted(others):
         other, found = others[scan]
         panels = [here[0], here[1]]
-        if found.affine is not None:
-            there = other.rgb(compose(found.affine, boxes[1]), (PANEL_PX, PANEL_PX))
-            panels = [_mixed(here[0], _small(other, boxes[0], found.affine)), _mixed(here[1], there)]
+        if found.warp is not None:
+            local = found.warp.local(middle[None], PANEL_PX * um_per_px)[0]
+            there = other.rgb(compose(local, boxes[1]), (PANEL_PX, PANEL_PX))
+            panels = [_mixed(here[0], _small(other, boxes[0], found.warp.affine)), _mixed(here[1], there)]
         rows.append(np.vstack([_caption(scan, found), np.hstack(panels)]))
     return np.vstack(rows)
 

@@ -22,6 +22,7 @@ SETTINGS = {
     "scale_tolerance": 0.1,
     "min_agreement": 0.5,
     "min_ncc": 0.6,
+    "max_correction_um": 20,
     "min_overlap": 0.6,
 }
 RING = np.array([[0.0, 0.0], [600, 0], [600, 600], [0, 600]])  # µm of the specimens' tissue
@@ -196,14 +197,14 @@ def test_a_scan_that_cannot_be_read_does_not_cost_the_others(batch, tmp_path):
 
 
 def test_a_scan_that_breaks_while_it_is_read_is_left_out(batch, tmp_path, monkeypatch):
-    read_level = Slide._read_level
+    read = Slide.read
 
     def breaks(self, *args):
         if self.path.name == "S1_C.tif":
             raise register_scans.slide.SlideError("partly_unreadable", "tile 3")
-        return read_level(self, *args)
+        return read(self, *args)
 
-    monkeypatch.setattr(Slide, "_read_level", breaks)
+    monkeypatch.setattr(Slide, "read", breaks)
     table = run(batch, tmp_path, "--scans", "S1_A")
     assert table["status"].to_dict() == {"S1_A": "ok", "S1_B": "ok", "S1_C": "partly_unreadable"}
 

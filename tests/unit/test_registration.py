@@ -12,6 +12,7 @@ from isoslide import registration, registration_coarse, registration_quality, re
 from isoslide.registration import IDENTITY, Matches, View, apply, compose
 from isoslide.registration_quality import Quality
 from isoslide.registration_specimen import NOT_REGISTERED, NOTHING_IN_COMMON
+from isoslide.registration_warp import straight
 from isoslide.slide import Slide
 
 SLIDE = Path(__file__).parents[2] / "resources" / "CMU-1-Small-Region.svs"
@@ -25,6 +26,7 @@ SETTINGS = {
     "scale_tolerance": 0.1,
     "min_agreement": 0.5,
     "min_ncc": 0.6,
+    "max_correction_um": 20,
     "min_overlap": 0.6,
 }
 # angle in degrees, mirrored, scale error, µm/px
@@ -124,7 +126,7 @@ def test_a_known_map_is_found_to_a_fraction_of_a_micrometre(reference, pose):
     other, truth = scan(tissue(), *pose)
     found = register(reference, view(other, truth))
     assert found.reason == ""
-    error = errors(found.affine, truth, reference)
+    error = errors(found.warp.affine, truth, reference)
     assert np.median(error) < 0.2
     assert np.percentile(error, 95) < 0.5
     assert found.quality.error_um < 0.3
@@ -139,16 +141,47 @@ def test_large_slides_go_from_coarse_patches_to_fine_ones():
     assert first.um_per_px > 8
     found = register(first, view(other, truth, settings), settings)
     assert found.reason == ""
-    assert np.median(errors(found.affine, truth, first)) < 0.2
+    assert np.median(errors(found.warp.affine, truth, first)) < 0.2
 
 
-def test_the_error_tells_of_a_distortion_that_no_affine_follows(reference):
-    mild, truth = scan(tissue(), 3, False, 1.0, 0.5, bend_um=2)
-    found = register(reference, view(mild, truth))
+def bent(bend_um):
+    """A bent scan and its true map."""
+    other, affine = scan(tissue(), 3, False, 1.0, 0.5, bend_um=bend_um)
+
+    def truth(points):  # the pixel at q shows what lies at q + wave(q) of the straight scan
+        straight_on = apply(affine, points)
+        found = straight_on
+        for _ in range(50):
+            found = straight_on - bend_um * np.column_stack([np.sin(found[:, 1] / 150), np.sin(found[:, 0] / 170)])
+        return found
+
+    return view(other, affine), truth
+
+
+@pytest.mark.parametrize("bend_um", [2, 14])
+def test_a_smooth_distortion_is_followed(reference, bend_um):
+    other, truth = bent(bend_um)
+    found = register(reference, other)
+    points = registration.spread(reference, 60, 300)
+    error = np.hypot(*(found.warp.apply(points) - truth(points)).T)
     assert found.reason == ""
+    assert np.median(error) < (0.25 if bend_um == 2 else 1)
+    assert found.quality.error_um == pytest.approx(np.median(error), abs=0.4)
+    assert found.warp.record()["largest_um"] == pytest.approx(bend_um, rel=0.25)
+    assert registration_specimen.record("r", {"s": found})["s"]["correction"]["places"]
+
+
+def test_without_a_correction_the_error_tells_of_the_distortion(reference):
+    settings = {**SETTINGS, "max_correction_um": 0}
+    found = register(reference, bent(2)[0], settings)
+    assert found.reason == ""
+    assert not found.warp.bends
     assert 0.7 < found.quality.error_um < 2.5
-    strong, truth = scan(tissue(), 3, False, 1.0, 0.5, bend_um=14)
-    assert register(reference, view(strong, truth)).reason
+    assert "agree" in register(reference, bent(14)[0], settings).reason
+
+
+def test_a_distortion_beyond_the_largest_correction_is_refused(reference):
+    assert register(reference, bent(14)[0], {**SETTINGS, "max_correction_um": 5}).reason
 
 
 @pytest.mark.parametrize("share", [0.75, 0.5, 0.3])
@@ -159,7 +192,7 @@ def test_a_cropped_scan_is_registered_right_or_refused(reference, share):
     found = register(reference, view(cropped, truth))
     assert bool(found.reason) == (share < 0.7)
     if share == 0.75:
-        assert np.median(errors(found.affine, truth, reference)) < 0.5
+        assert np.median(errors(found.warp.affine, truth, reference)) < 0.5
         assert found.quality.overlap == pytest.approx(0.8, abs=0.12)
     if share == 0.5:
         assert "min_overlap" in found.reason
@@ -230,9 +263,11 @@ def test_real_pair_of_two_scanners(shared):
     assert there.quality.error_um < 1
     assert there.quality.ncc > 0.85
     centre = np.array([[250.0, 250.0]])
-    assert np.hypot(*(apply(there.affine, centre) - centre)[0]) < 2  # the crops' own alignment: within 2.6 px of 0.5 µm
+    assert (
+        np.hypot(*(apply(there.warp.affine, centre) - centre)[0]) < 2
+    )  # the crops' own alignment: within 2.6 px of 0.5 µm
     points = registration.spread(first, 60, 100)
-    assert np.median(np.hypot(*(apply(back.affine, apply(there.affine, points)) - points).T)) < 0.7
+    assert np.median(np.hypot(*(apply(back.warp.affine, apply(there.warp.affine, points)) - points).T)) < 0.7
 
 
 def test_mirrored_descriptors_are_those_of_the_mirrored_image():
@@ -321,7 +356,7 @@ def test_held_out_errors_do_not_rest_on_the_patch_itself():
     found = places + 1.0
     found[7] += (3, 4)
     matches = Matches(places, found, np.ones(20), np.zeros(20))
-    error = registration_quality.held_out_errors(matches, IDENTITY, 2)
+    error = registration_quality.held_out_errors(matches, straight(IDENTITY), {**SETTINGS, "limit_um": 2})
     assert error[7] == pytest.approx(5, abs=0.01)
     assert np.delete(error, 7).max() < 0.01
 

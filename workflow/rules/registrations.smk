@@ -10,6 +10,7 @@ rule register_scans:
             scripts("isoslide/registration_coarse.py"),
             scripts("isoslide/registration_quality.py"),
             scripts("isoslide/registration_specimen.py"),
+            scripts("isoslide/registration_warp.py"),
             scripts("isoslide/slide.py"),
         ],
         checks="results/status/checks/{batch}.tsv",
