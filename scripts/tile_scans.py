@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from isoslide import cli, geojson, grid, keys, quality, slide, status, tile_filters, tissue
+from isoslide import cli, geojson, grid, keys, quality, registration_warp, slide, status, tile_filters, tissue
+from isoslide.registration_warp import Warp, straight
 
 Row = Mapping[str, str]
 
@@ -102,20 +103,22 @@ def process(scan: str, batch: Batch, results: Path) -> dict[str, Any]:
 
 def _tile(scan: str, batch: Batch, path: Path) -> dict[str, Any]:
     check = batch.checks[scan]
-    reference, affine, why_alone = _reference(scan, batch)
+    reference, warp, why_alone = _reference(scan, batch)
+    correction = {"correction": [warp.record(), keys.code_hash(registration_warp)]} if warp.bends else {}
     key = keys.content_key(
         code=batch.code,
         view=[batch.view.tile_px, batch.view.mpp],
         settings=batch.settings,
         scan=check["key"],
         reference=[reference, batch.checks[reference]["key"], batch.tissue[reference]["key"]],
-        affine=affine.tolist(),  # not the registration's key: a scan that joins the specimen moves no other
+        affine=warp.affine.tolist(),  # not the registration's key: a scan that joins the specimen moves no other
         paired=not why_alone,
+        **correction,
     )
     tiles = _present(path, key)
     if tiles is None:
         laid = _grid(reference, batch)
-        tiles, counts = _carry(scan, reference, laid, affine, batch, {"key": key, "paired": not why_alone})
+        tiles, counts = _carry(scan, reference, laid, warp, batch, {"key": key, "paired": not why_alone})
         if counts["n_tiles"] == 0:
             path.unlink(missing_ok=True)  # of an earlier run with other settings
             return status.failed(check, *_why_none(counts, laid, batch)) | counts | {"n_tiles": ""}
@@ -152,18 +155,18 @@ def _size_um(check: Row) -> tuple[float, float]:
     return int(check["width"]) * float(check["mpp_x"]), int(check["height"]) * float(check["mpp_y"])
 
 
-def _reference(scan: str, batch: Batch) -> tuple[str, np.ndarray, str]:
-    """Return the reference scan, the affine from its µm to the scan's, and why the scan stands alone ("" if not)."""
+def _reference(scan: str, batch: Batch) -> tuple[str, Warp, str]:
+    """Return the reference scan, the map from its µm to the scan's, and why the scan stands alone ("" if not)."""
     row = batch.registrations.get(scan)
     if row is None or row["status"] != status.OK:
-        return scan, grid.IDENTITY, f"own grid: {row['reason'] or row['status'] if row else 'not registered'}"
+        return scan, straight(grid.IDENTITY), f"own grid: {row['reason'] or row['status'] if row else 'not registered'}"
     reference = row["reference"]
     for table in (batch.checks, batch.tissue):
         if reference not in table or table[reference]["status"] != status.OK:
-            return scan, grid.IDENTITY, f"own grid: the reference scan {reference} has no tissue outline"
+            return scan, straight(grid.IDENTITY), f"own grid: the reference scan {reference} has no tissue outline"
     if row["path"] not in batch.maps:
         batch.maps[row["path"]] = json.loads(Path(row["path"]).read_text(encoding="utf-8"))["scans"]
-    return reference, np.array(batch.maps[row["path"]][scan]["affine"], float), ""
+    return reference, registration_warp.from_record(batch.maps[row["path"]][scan]), ""
 
 
 def _grid(reference: str, batch: Batch) -> Grid:
@@ -203,27 +206,29 @@ def _counts(failing: np.ndarray) -> dict[str, int]:
 
 
 def _carry(
-    scan: str, reference: str, laid: Grid, affine: np.ndarray, batch: Batch, attrs: Mapping[str, Any]
+    scan: str, reference: str, laid: Grid, warp: Warp, batch: Batch, attrs: Mapping[str, Any]
 ) -> tuple[grid.Tiles, dict[str, int]]:
     """Return the tiles of the grid as they lie in the scan, without those that its filters drop, and the counts."""
     check, view = batch.checks[scan], batch.view
     corners_um = grid.corners(laid.ids, _step_um(batch))
-    out = grid.outside(corners_um, view.tile_um, affine, _size_um(check))
+    maps = warp.local(corners_um + view.tile_um / 2, view.tile_um)
+    out = grid.outside(corners_um, view.tile_um, maps, _size_um(check))
     failing = np.full(len(out), "", dtype="U8")
     if scan != reference:  # the reference's own tiles have passed
-        failing[~out] = _failing(check, corners_um[~out], affine, batch)
+        failing[~out] = _failing(check, corners_um[~out], maps[~out], batch)
     counts = {**laid.counts, "n_outside": int(out.sum())}
     for name, n in _counts(failing).items():
         counts[name] += n
     counts["n_tiles"] = int((~out & (failing == "")).sum())
     kept = failing == ""
-    corners_um = corners_um[kept]
+    corners_um, maps = corners_um[kept], maps[kept]
     tiles = grid.Tiles(
-        coords=grid.level0_corners(corners_um, view.tile_um, affine, _mpp(check)),
+        coords=grid.level0_corners(corners_um, view.tile_um, maps, _mpp(check)),
         tile_ids=laid.ids[kept],
         out_of_bounds=out[kept],
         corners_um=corners_um,
-        affine=affine,
+        affine=warp.affine,
+        local=maps if warp.bends else None,
         attrs={
             **attrs,
             "tile_px": view.tile_px,

@@ -47,6 +47,7 @@ class Tiles:
         corners_um: (n, 2) float64, µm of the reference scan; top left corner of each tile.
         affine: (2, 3) float64, from µm of the reference scan to µm of this scan.
         attrs: all else the file says: view, µm/px, reference, key.
+        local: (n, 2, 3) float64, the affine of each tile where the scan's map has a smooth correction; else None.
     """
 
     coords: np.ndarray
@@ -55,6 +56,12 @@ class Tiles:
     corners_um: np.ndarray
     affine: np.ndarray
     attrs: Mapping[str, Any]
+    local: np.ndarray | None = None
+
+    @property
+    def maps(self) -> np.ndarray:
+        """The affine (n, 2, 3) of each tile, from µm of the reference scan to µm of this scan."""
+        return np.broadcast_to(self.affine, (len(self.tile_ids), 2, 3)) if self.local is None else self.local
 
 
 def step_um(tile_um: float, overlap: float) -> float:
@@ -109,19 +116,24 @@ def tile_affines(corners_um: np.ndarray, tile_um: float, tile_px: int, affine: n
         corners_um: (n, 2), top left corners in µm of the reference scan.
         tile_um: side of a tile.
         tile_px: output pixels a side.
-        affine: (2, 3), from µm of the reference scan to µm of the scan.
+        affine: (2, 3) or one for each tile (n, 2, 3), from µm of the reference scan to µm of the scan.
     """
     affine = np.asarray(affine, float)
     maps = np.empty((len(corners_um), 2, 3))
-    maps[:, :, :2] = affine[:, :2] * (tile_um / tile_px)
-    maps[:, :, 2] = np.asarray(corners_um) @ affine[:, :2].T + affine[:, 2]
+    maps[:, :, :2] = affine[..., :2] * (tile_um / tile_px)
+    maps[:, :, 2] = carry(affine, np.asarray(corners_um)[:, None])[:, 0]
     return maps
+
+
+def carry(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return points of tiles (n, k, 2) under one affine (2, 3) or each tile's own (n, 2, 3)."""
+    return points @ np.swapaxes(affine[..., :2], -1, -2) + affine[..., None, :, 2]
 
 
 def outside(corners_um: np.ndarray, tile_um: float, affine: np.ndarray, size_um: tuple[float, float]) -> np.ndarray:
     """Return (n,) bool: does any part of the tile, carried to the scan, lie outside [0, w] x [0, h] µm."""
     square = np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) * tile_um
-    points = (corners_um[:, None] + square) @ affine[:, :2].T + affine[:, 2]
+    points = carry(affine, corners_um[:, None] + square)
     return ((points < -EDGE_UM) | (points > np.array(size_um) + EDGE_UM)).any(axis=(1, 2))
 
 
@@ -130,9 +142,9 @@ def level0_corners(corners_um: np.ndarray, tile_um: float, affine: np.ndarray, m
 
     That is the tile itself up to the rounding where the scan is not turned, or turned by quarters.
     """
-    centres = (corners_um + tile_um / 2) @ affine[:, :2].T + affine[:, 2]
-    side = tile_um * np.sqrt(abs(np.linalg.det(affine[:, :2])))
-    return np.round((centres - side / 2) / np.array(mpp)).astype(np.int64)
+    centres = carry(affine, corners_um[:, None] + tile_um / 2)[:, 0]
+    side = tile_um * np.sqrt(abs(np.linalg.det(affine[..., :2])))
+    return np.round((centres - np.expand_dims(side, -1) / 2) / np.array(mpp)).astype(np.int64)
 
 
 def write(path: str | Path, tiles: Tiles, size: tuple[int, int]) -> None:
@@ -168,6 +180,9 @@ def write(path: str | Path, tiles: Tiles, size: tuple[int, int]) -> None:
         )
         file.attrs["version"] = __version__
         file.attrs["affine"] = tiles.affine
+        if tiles.local is not None:
+            unit = "each tile's map, µm of the reference scan to µm of this scan; only where the map is not affine"
+            file.create_dataset("affines", data=tiles.local).attrs["unit"] = unit
         for name in sorted(attrs):
             file.attrs[name] = attrs[name]
 
@@ -175,6 +190,7 @@ def write(path: str | Path, tiles: Tiles, size: tuple[int, int]) -> None:
 def content(tiles: Tiles) -> str:
     """Return 16 hex digits of where the tiles lie, whatever made them: equal tiles keep the features made of them."""
     arrays = [tiles.tile_ids, tiles.out_of_bounds, tiles.corners_um, tiles.affine]
+    arrays += [] if tiles.local is None else [tiles.local]
     names = ("tile_px", "mpp", "reference", "paired", "scan", "mpp_x", "mpp_y")
     digests = [hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest() for array in arrays]
     return keys.content_key(arrays=digests, **{name: tiles.attrs[name] for name in names})
@@ -189,4 +205,5 @@ def read_tiles_file(path: str | Path) -> Tiles:
             if name != "affine"
         }
         names = ("coords", "tile_ids", "out_of_bounds", "corners_um")
-        return Tiles(*(file[name][()] for name in names), affine=file.attrs["affine"][()], attrs=attrs)
+        local = file["affines"][()] if "affines" in file else None
+        return Tiles(*(file[name][()] for name in names), affine=file.attrs["affine"][()], attrs=attrs, local=local)

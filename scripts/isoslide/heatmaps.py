@@ -81,8 +81,8 @@ def outlines(tiles: grid.Tiles) -> np.ndarray:
     """Return the corners (n, 4, 2) of the tiles inside the scan, in its µm, in the order of a features file."""
     side = tiles.attrs["tile_px"] * tiles.attrs["mpp"]
     square = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * side
-    points = tiles.corners_um[~tiles.out_of_bounds][:, None] + square
-    return points @ tiles.affine[:, :2].T + tiles.affine[:, 2]
+    inside = ~tiles.out_of_bounds
+    return grid.carry(tiles.maps[inside], tiles.corners_um[inside][:, None] + square)
 
 
 def paint(overview: np.ndarray, corners: np.ndarray, values: np.ndarray, colours: str) -> np.ndarray:

@@ -8,6 +8,7 @@ rule tile_scans:
         modules=[
             scripts("isoslide/grid.py"),
             scripts("isoslide/geojson.py"),
+            scripts("isoslide/registration_warp.py"),
             scripts("isoslide/tile_filters.py"),
         ],
         checks="results/status/checks/{batch}.tsv",
