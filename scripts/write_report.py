@@ -14,6 +14,7 @@ Task, encoder and arm are read from the paths ({task}/{encoder}/metrics.tsv, {ta
 """
 
 import argparse
+import json
 import logging
 from pathlib import Path
 
@@ -33,6 +34,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--predictions", type=Path, nargs="+", default=[], help="{task}/{encoder}/{arm}.tsv")
     parser.add_argument("--models", type=Path, nargs="+", default=[], help="{task}/{encoder}/{arm}/models.tsv")
     parser.add_argument("--curves", type=Path, nargs="+", default=[], help="{task}/{encoder}/{arm}/curves.tsv")
+    parser.add_argument("--features", type=Path, nargs="*", default=[], help="{encoder}.tsv of evaluate_features.py")
+    parser.add_argument("--maps", type=Path, nargs="*", default=[], help="{encoder}.tsv, its map")
+    parser.add_argument("--facts", type=Path, nargs="*", default=[], help="{encoder}.json, its facts")
+    parser.add_argument("--metadata", type=Path, nargs="*", default=[], help="{task}.tsv of evaluate_metadata.py")
     parser.add_argument("--tissue", type=Path, help="folder of the tissue overlays, {scan}.jpg")
     parser.add_argument("--registrations", type=Path, help="folder of the checkerboards, {specimen}.jpg")
     parser.add_argument("--notes", nargs="*", default=[], help="lines of the banner at the top, and of the limits")
@@ -65,7 +70,22 @@ def read_run(args: argparse.Namespace) -> run.Run:
         tissue=args.tissue,
         registrations=args.registrations,
         notes=args.notes,
+        features=read_features(args),
+        metadata={path.stem: read_table(path) for path in args.metadata},
     )
+
+
+def read_features(args: argparse.Namespace) -> dict[str, run.Features]:
+    """Read what is known of each encoder before training."""
+    maps, facts = ({path.stem: path for path in paths} for paths in (args.maps, args.facts))
+    return {
+        path.stem: run.Features(
+            metrics=read_table(path),
+            map=pd.read_csv(maps[path.stem], sep="\t", dtype={"scanner": str}, keep_default_na=False),
+            facts=json.loads(facts[path.stem].read_text()),
+        )
+        for path in args.features
+    }
 
 
 def read_stages(texts: list[str]) -> dict[str, pd.DataFrame]:

@@ -43,7 +43,7 @@ CONFIG = {
     "training": {"seeds": 3, "steps": 500, "specimens": 8, "tiles": 16, "head_dropout": "paired"},
     "splits": {"folds": FOLDS, "tune": 0.2, "seed": 1},
     "registration": {"limit_um": 5, "um_per_px": 1.0},
-    "evaluation": {"resamples": 200, "seed": 1, "level": 0.95},
+    "evaluation": {"resamples": 200, "seed": 1, "level": 0.95, "sample_specimens": 200, "sample_tiles": 8},
 }
 
 
@@ -231,8 +231,30 @@ def write(
             write_table(models / "curves.tsv", make_curves(arm))
 
 
+def make_features(encoder: str, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, object]]:
+    """Return metrics, map and facts of an encoder as evaluate_features.py writes them."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for metric, value in {"top1": 0.7, "top10": 0.9, "same_cosine": 0.8, "other_cosine": 0.4}.items():
+        for scope in ("pair:A-B", "pair:A-C", "pooled"):
+            rows.append((metric, scope, value + rng.normal(0, 0.02), value - 0.05, value + 0.05, 800, ""))
+    rows.append(("scanner_probe", "pooled", 0.91, 0.88, 0.94, 1600, "a guess: 0.25"))
+    for task in CONFIG["tasks"]:
+        rows.append(("robustness_index", task, 0.53, np.nan, np.nan, 1600, "k = 51"))
+        rows.append(("croma", task, np.nan, np.nan, np.nan, 1600, "too few neighbours"))
+    metrics = pd.DataFrame(rows, columns=["metric", "scope", "value", "low", "high", "n", "reason"])
+    scanner = np.resize(list(SCANNERS), 200)
+    tiles = pd.DataFrame({"scan": [f"s{i}" for i in range(200)], "scanner": scanner, "x": rng.normal(size=200)})
+    tiles["y"] = rng.normal(size=200) + (scanner == "A")
+    for task, names in {"response": ("negative", "positive"), "survival": ("good", "poor")}.items():
+        tiles[task] = np.where(rng.uniform(size=200) < 0.5, *names)
+    facts = {"encoder": encoder, "weights_sha256": "0123abcd", "dim": 1280, "tile_px": 224, "mpp": 0.5, "version": "0"}
+    return metrics.assign(encoder=encoder), tiles, facts
+
+
 def evaluate(root: Path, tasks: tuple[str, ...] = tuple(CONFIG["tasks"])) -> None:
     """Write the evaluations of the results under `root` with the script that the workflow uses."""
+    import evaluate_metadata
     import evaluate_predictions
 
     results = root / "results"
@@ -250,6 +272,21 @@ def evaluate(root: Path, tasks: tuple[str, ...] = tuple(CONFIG["tasks"])) -> Non
                 *("--metrics", str(folder / "metrics.tsv"), "--comparisons", str(folder / "comparisons.tsv")),
             ]
         )
+        evaluate_metadata.main(
+            [
+                *("--splits", str(results / "splits" / f"{task}.tsv"), "--sheet", str(root / "config" / "slides.tsv")),
+                *("--status", str(results / "status" / "tissue.tsv")),
+                *("--settings", json.dumps(CONFIG["evaluation"])),
+                *("--output", str(results / "evaluations" / "metadata" / f"{task}.tsv")),
+            ]
+        )
+    folder = results / "evaluations" / "features"
+    for encoder in sorted({path.name for path in (results / "predictions").glob("*/*")}):
+        metrics, tiles, facts = make_features(encoder)
+        write_table(folder / f"{encoder}.tsv", metrics)
+        write_table(folder / "maps" / f"{encoder}.tsv", tiles)
+        (folder / "facts").mkdir(exist_ok=True)
+        (folder / "facts" / f"{encoder}.json").write_text(json.dumps(facts))
 
 
 def report_arguments(root: Path) -> list[str]:
@@ -269,6 +306,9 @@ def report_arguments(root: Path) -> list[str]:
         *("--predictions", *found("predictions/*/*/*.tsv")),
         *("--models", *found("models/*/*/*/models.tsv")),
         *("--curves", *found("models/*/*/*/curves.tsv")),
+        *("--features", *found("evaluations/features/*.tsv"), "--maps", *found("evaluations/features/maps/*.tsv")),
+        *("--facts", *found("evaluations/features/facts/*.json")),
+        *("--metadata", *found("evaluations/metadata/*.tsv")),
         *("--tissue", str(results / "tissue"), "--registrations", str(results / "registrations")),
         *("--notes", "Scanners and labels of this cohort are SIMULATED.", "The encoder is no pathology model."),
         *("--output", str(root / "out" / "index.html"), "--figures", str(root / "out" / "figures")),

@@ -26,16 +26,6 @@ from isoslide.metrics import Undefined
 
 Floats = NDArray[np.float64]
 COLUMNS = ["encoder", "metric", "scope", "value", "low", "high", "n", "reason"]
-TITLES = {
-    "top1": "same place found first",
-    "top10": "same place among the first ten",
-    "same_cosine": "cosine of the same place on two scanners",
-    "other_cosine": "cosine of tiles of two patients on two scanners",
-    "scanner_probe": "scanner told from one tile (balanced accuracy)",
-    "robustness_index": "robustness index",
-    "mari": "MaRI",
-    "croma": "CRoMa",
-}
 PROBE_FOLDS = 5
 NEIGHBOURS = (5, 11, 25, 51)
 MAX_NEIGHBOURS, MAX_MAP = 4000, 800
@@ -240,7 +230,9 @@ def _neighbour_value(call: Any, features: NDArray[np.float32], manifest: pd.Data
         try:
             if call is croma.CRoMa:
                 result = call.compute(features, manifest, confounder_column="scanner")
-                return float(result.value), f"{100 * result.f0:.0f} % of the tiles lie nearer to another class on their scanner"
+                return float(
+                    result.value
+                ), f"{100 * result.f0:.0f} % of the tiles lie nearer to another class on their scanner"
             candidates = [k for k in NEIGHBOURS if k < len(manifest)] or [1]
             result = call.compute(features, manifest, confounder_column="scanner", k_candidates=candidates)
         except RuntimeError as error:  # the package's word for too few neighbours

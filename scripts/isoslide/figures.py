@@ -5,6 +5,7 @@ side on a screen. Colours are those of Okabe & Ito (2008), told apart with any c
 arm is black. Figures are made without pyplot: no global state, nothing to close.
 """
 
+import hashlib
 import io
 import re
 import textwrap
@@ -196,8 +197,26 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = buffer.getvalue().decode()
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = compact(svg)
+    # Only what is referred to keeps an id, with a prefix of its own for each figure on a page.
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found.group() if found.group(1) in used else "", svg)
+    prefix = hashlib.sha1(name.encode()).hexdigest()[:7]
+    return re.sub(r'(url\(#|href="#| id=")', rf"\g<1>{prefix}-", svg)
+
+
+def compact(svg: str) -> str:
+    """Return the SVG with coordinates to a hundredth of a point, and the style of many marks said once for all."""
+    svg = re.sub(
+        r'(?<= )(d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found.group()).replace("\n", " "), svg
+    )
+
+    def shared(found: re.Match[str]) -> str:
+        style = found.group(2)
+        marks = found.group(1).replace(f' style="{style}"', "")
+        return f'<g style="{style}">\n{marks}</g>\n' if found.group(1).count("<use") > 1 else found.group(1)
+
+    return re.sub(r'((?:\s*<use [^>]*? style="([^"]*)"/>\n)(?:\s*<use [^>]*? style="\2"/>\n)*)', shared, svg)
 
 
 def _rows_axis(axes: Axes, labels: list[str], pad: float = 0.5) -> None:

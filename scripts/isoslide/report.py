@@ -13,11 +13,26 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from isoslide import __version__, figures, sections, wording
+from isoslide import __version__, feature_sections, figures, sections, wording
 from isoslide.run import Draw, Drawing, Run, case_name, main_metric, robust_arms
 
 TEMPLATES = Path(__file__).parent / "page"
-PACKAGES = ("snakemake", "numpy", "pandas", "scipy", "torch", "timm", "openslide-python", "opencv-python-headless")
+PACKAGES = (
+    "snakemake",
+    "numpy",
+    "pandas",
+    "scipy",
+    "torch",
+    "timm",
+    "scikit-learn",
+    "lifelines",
+    "croma",
+    "openslide-python",
+    "opencv-python-headless",
+)
+
+UNFOLDED = 4
+"""Tasks times encoders up to which every section stands open on the page."""
 
 
 def render(run: Run) -> tuple[str, list[Drawing]]:
@@ -39,6 +54,8 @@ def render(run: Run) -> tuple[str, list[Drawing]]:
         overview=overview(run),
         answer=answer(run, draw),
         sections=[sections.task(run, result, draw) for result in run.results],
+        folded=len(run.results) > UNFOLDED,
+        features=feature_sections.feature_part(run, draw),
         cohort=sections.cohort_part(run, draw),
         registration=sections.registration_part(run, draw),
         overlays=sections.overlays(run),

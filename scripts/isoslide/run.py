@@ -10,6 +10,18 @@ from matplotlib.figure import Figure
 
 from isoslide.estimates import MAIN
 
+FEATURE_TITLES = {
+    "top1": "same place found first",
+    "top10": "same place among the first ten",
+    "same_cosine": "cosine of the same place on two scanners",
+    "other_cosine": "cosine of tiles of two patients on two scanners",
+    "scanner_probe": "scanner told from one tile (balanced accuracy)",
+    "robustness_index": "robustness index",
+    "mari": "MaRI",
+    "croma": "CRoMa",
+}
+"""Metrics of the table that evaluate_features.py writes, in the order of the page."""
+
 
 @dataclass
 class Result:
@@ -25,6 +37,15 @@ class Result:
 
 
 @dataclass
+class Features:
+    """What is known of an encoder before training: table of metrics, map of tiles, what the features were made with."""
+
+    metrics: pd.DataFrame
+    map: pd.DataFrame
+    facts: dict[str, Any]
+
+
+@dataclass
 class Run:
     """Everything a report is written from.
 
@@ -37,6 +58,8 @@ class Run:
         tissue: folder of the tissue overlays.
         registrations: folder of the checkerboard pictures.
         notes: lines of the banner.
+        features: by encoder.
+        metadata: table of the metadata-only models by task.
     """
 
     config: dict[str, Any]
@@ -47,6 +70,8 @@ class Run:
     tissue: Path | None = None
     registrations: Path | None = None
     notes: list[str] = field(default_factory=list)
+    features: dict[str, Features] = field(default_factory=dict)
+    metadata: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

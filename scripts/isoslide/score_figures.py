@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from isoslide.figures import GREY, MARKERS, PALE, STYLE, colours
 
-SIZE = (3.7, 3.9)
-"""Of every panel here, in inches, so that they stand in rows."""
+SIZE, SIZE_FLAT = (3.7, 3.9), (3.7, 3.3)
+"""Of the panels here, in inches, so that they stand in rows; the flat one stands beside those of `figures.py`."""
 
 MAX_MARKS = 600
 """Marks of a panel; of more, evenly spread ones are drawn (the table beside the figure has all)."""
@@ -52,13 +52,13 @@ def bland_altman(rows: pd.DataFrame, limits: pd.DataFrame, title: str) -> Figure
 def roc(rows: pd.DataFrame, arms: list[str], control: str, title: str) -> Figure:
     """Draw ROC curves: `arm`, `fpr`, `tpr`."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _panel(title, "false positive rate", "true positive rate")
+        figure, axes = _panel(title, "false positive rate", "true positive rate", SIZE_FLAT)
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (1, 2)), zorder=0)
         for arm, colour in colours(arms, control).items():
             ours = rows[rows["arm"] == arm]
             if len(ours):
                 axes.plot(ours["fpr"], ours["tpr"], color=colour, linewidth=1.6, label=arm)
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         _legend(figure, len(arms), 2)
         return figure
 
@@ -102,8 +102,22 @@ def survival(rows: pd.DataFrame, title: str, xlabel: str) -> Figure:
         return figure
 
 
-def _panel(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=SIZE, layout="constrained")
+def embedding_map(rows: pd.DataFrame, column: str, title: str) -> Figure:
+    """Draw a map of tiles (`x`, `y`) coloured by a column."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panel(title, "", "")
+        names = sorted(rows[column].unique())
+        for (name, colour), marker in zip(colours(names).items(), itertools.cycle(MARKERS), strict=False):
+            ours = rows[rows[column] == name]
+            axes.plot(ours["x"], ours["y"], marker, color=colour, markersize=3, alpha=0.7, label=name)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        _legend(figure, len(names), 4)
+        return figure
+
+
+def _panel(title: str, xlabel: str, ylabel: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
     return figure, axes

@@ -10,9 +10,10 @@ from PIL import Image
 
 from isoslide import cohort, evaluation, figures, score_sections, wording
 from isoslide.estimates import BY_NAME, METRICS
+from isoslide.feature_sections import metadata_part
 from isoslide.run import Draw, Drawing, Result, Run, arms_of, main_metric
 
-STRIPS = ("inconsistency", "rmse", "agreement", "spread", "brier")
+STRIPS = ("inconsistency", "rmse", "agreement", "spread", "brier", "uno_c")
 CURVES = {
     "task": "task loss",
     "embedding": "embedding loss (unweighted)",
@@ -119,7 +120,7 @@ def strips(result: Result, arms: list[str], control: str, main: str, prefix: str
         rows = result.metrics[(result.metrics["metric"] == name) & (result.metrics["scope"] == "pooled")]
         if rows.empty:
             continue
-        metric, chance = BY_NAME[name], {"auc": 0.5, "c_index": 0.5, "brier": 0.25}.get(name)
+        metric, chance = BY_NAME[name], {"auc": 0.5, "c_index": 0.5, "uno_c": 0.5, "brier": 0.25}.get(name)
         arrow = {1: "better →", -1: "← better", 0: " "}[metric.better]
         figure = figures.strip(rows, arms, control, metric.title, arrow, chance)
         drawings.append(draw(f"{prefix}-{name}", figure, rows, ""))
@@ -183,7 +184,8 @@ def cohort_part(run: Run, draw: Draw) -> dict[str, Any]:
         figure = figures.counts(counts, f"{task}: scans in training")
         caption = "Distinct scans that some fold trains or selects on, by scanner and class."
         drawing = draw(f"{task}-cohort", figure, counts, caption)
-        tasks.append({"task": task, "figure": drawing, "association": cohort.association(splits, run.sheet)})
+        tied = {"association": cohort.association(splits, run.sheet), "metadata": metadata_part(run, task)}
+        tasks.append({"task": task, "figure": drawing} | tied)
     lost, listed = cohort.losses(run.sheet, run.stages)
     return {
         "scanners": cohort.by_scanner(run.sheet),
@@ -191,7 +193,18 @@ def cohort_part(run: Run, draw: Draw) -> dict[str, Any]:
         "lost": lost,
         "listed": listed.head(MAX_LISTED),
         "unlisted": max(0, len(listed) - MAX_LISTED),
+        "pictures": lost_pictures(run, listed),
     }
+
+
+def lost_pictures(run: Run, listed: pd.DataFrame) -> list[dict[str, str]]:
+    """Return thumbnails of scans that were lost or cannot be paired, as far as there are pictures."""
+    found = []
+    for row in listed.to_dict("records"):
+        path = run.tissue / f"{row['scan']}.jpg" if run.tissue else None
+        if path and path.exists() and len(found) < MAX_OVERLAYS:
+            found.append({"source": picture(path, 170), "text": f"{row['scan']}: {row['status']} ({row['stage']})"})
+    return found
 
 
 def registration_part(run: Run, draw: Draw) -> dict[str, Any] | None:
@@ -219,20 +232,19 @@ def registration_part(run: Run, draw: Draw) -> dict[str, Any] | None:
 
 
 def overlays(run: Run) -> list[dict[str, str]]:
-    """Return thumbnails of tissue outlines: scans without tissue first, then whole specimens evenly over the sheet."""
+    """Return thumbnails of tissue outlines: whole specimens evenly over the sheet."""
     if run.tissue is None:
         return []
     used = run.sheet[run.sheet["exclude"] == ""]
-    lost = set(run.stages["tissue"].loc[run.stages["tissue"]["status"] == "no_tissue", "scan"]) & set(used["scan"])
     per_specimen = max(1, int(used.groupby("specimen").size().median()))
     specimens = sorted(used["specimen"].unique())
     step = max(1, len(specimens) * per_specimen // MAX_OVERLAYS)
     chosen = used[used["specimen"].isin(specimens[::step])].sort_values(["specimen", "scanner"])["scan"]
     found = []
-    for scan in dict.fromkeys([*sorted(lost), *chosen]):
+    for scan in chosen:
         path = run.tissue / f"{scan}.jpg"
         if path.exists() and len(found) < MAX_OVERLAYS:
-            found.append({"source": picture(path, 170), "text": scan + (" (no tissue)" if scan in lost else "")})
+            found.append({"source": picture(path, 170), "text": scan})
     return found
 
 

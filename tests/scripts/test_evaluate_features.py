@@ -8,6 +8,7 @@ import pytest
 
 import evaluate_features
 from isoslide import embedding
+from isoslide.run import FEATURE_TITLES
 
 SETTINGS = {"resamples": 50, "seed": 1, "level": 0.95, "sample_specimens": 12, "sample_tiles": 4}
 DIM = 24
@@ -63,7 +64,7 @@ def test_scanner_effects_are_seen_by_every_number(tmp_path):
     assert dirty.loc[("scanner_probe", "pooled"), "value"] > 0.95
     assert dirty.loc[("croma", "response"), "value"] < 0 < clean.loc[("croma", "response"), "value"]
     assert dirty.loc[("robustness_index", "response"), "value"] < clean.loc[("robustness_index", "response"), "value"]
-    assert set(clean.index.get_level_values(0)) == set(embedding.TITLES)
+    assert set(clean.index.get_level_values(0)) == set(FEATURE_TITLES)
     rows = clean[clean["low"].notna()]
     assert ((rows["low"] <= rows["value"] + 1e-6) & (rows["value"] <= rows["high"] + 1e-6)).all()
     facts = json.loads(outputs["facts"].read_text())

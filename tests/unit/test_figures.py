@@ -1,3 +1,4 @@
+import re
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -60,9 +61,18 @@ def test_ids_of_two_figures_on_a_page_differ():
     texts = [figures.to_svg(DRAWN["strip"](), name) for name in ("one", "two")]
     ids = [{element.get("id") for element in ET.fromstring(text).iter() if element.get("id")} for text in texts]
     assert not ids[0] & ids[1]
-    for name, text, known in zip(("one", "two"), texts, ids, strict=True):
-        references = {part.split(")")[0].split('"')[0] for part in text.split("#") if part.startswith(f"{name}-")}
-        assert references <= known
+    for text, known in zip(texts, ids, strict=True):
+        references = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
+        assert references == known
+
+
+def test_compact_keeps_text_and_says_a_style_once():
+    marks = "".join(f'<use href="#m" x="{x}.123456" y="7.5" style="fill: red"/>\n' for x in range(3))
+    svg = figures.compact(f'<svg>\n<text x="1.98765">0.123456</text>\n<g>\n{marks}</g>\n</svg>')
+    assert svg.count("fill: red") == 1
+    assert svg.count('x="1.12" y="7.5"') == 1
+    assert '<text x="1.98">0.123456</text>' in svg
+    assert ET.fromstring(svg) is not None
 
 
 def test_what_cannot_be_trusted_or_is_missing_is_marked():

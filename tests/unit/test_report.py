@@ -104,6 +104,12 @@ def test_banner_collapse_losses_and_limits_are_said(page):
         "Differences below the spread over seeds mean little",
         "not a reproduction",
         "training.steps",
+        "weights 0123abcd",
+        "too few neighbours",
+        "A model that never sees the tissue tells response from",
+        "P11-1_C: no_tissue (tissue)",
+        "permutation test over patients",
+        "not one tuned for each model",
     ):
         assert words in text, words
     assert "reproduces" not in text

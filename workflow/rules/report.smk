@@ -15,6 +15,8 @@ rule write_report:
         script=scripts("write_report.py"),
         modules=[
             scripts("isoslide/cohort.py"),
+            scripts("isoslide/comparing.py"),
+            scripts("isoslide/feature_sections.py"),
             scripts("isoslide/figures.py"),
             scripts("isoslide/report.py"),
             scripts("isoslide/run.py"),
@@ -22,6 +24,7 @@ rule write_report:
             scripts("isoslide/score_sections.py"),
             scripts("isoslide/scores.py"),
             scripts("isoslide/sections.py"),
+            scripts("isoslide/survival.py"),
             scripts("isoslide/wording.py"),
         ],
         page=[
@@ -61,11 +64,26 @@ rule write_report:
             encoder=ENCODERS,
             arm=ARMS,
         ),
+        features=expand("results/evaluations/features/{encoder}.tsv", encoder=ENCODERS),
+        maps=expand(
+            "results/evaluations/features/maps/{encoder}.tsv", encoder=ENCODERS
+        ),
+        facts=expand(
+            "results/evaluations/features/facts/{encoder}.json", encoder=ENCODERS
+        ),
+        metadata=expand("results/evaluations/metadata/{task}.tsv", task=TASKS),
     output:
-        report(
+        page=report(
             "results/report/index.html",
             caption="../report/page.rst",
             category="Report",
+        ),
+        figures=report(
+            directory("results/report/figures"),
+            patterns=["{figure}.svg"],
+            caption="../report/figures.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
         ),
     log:
         "results/logs/write_report.log",
@@ -92,9 +110,13 @@ rule write_report:
             --predictions {input.predictions:q} \
             --models {input.models:q} \
             --curves {input.curves:q} \
+            --features {input.features:q} \
+            --maps {input.maps:q} \
+            --facts {input.facts:q} \
+            --metadata {input.metadata:q} \
             --tissue results/tissue \
             --registrations results/registrations \
             --notes {params.notes:q} \
-            --figures results/report/figures \
-            --output {output:q} &>{log:q}
+            --figures {output.figures:q} \
+            --output {output.page:q} &>{log:q}
         """

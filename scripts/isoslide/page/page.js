@@ -22,3 +22,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 // What is folded away on the screen belongs on paper.
 window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => (d.open = true)));
+// A link into a folded section opens it.
+const unfold = () => {
+  const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  for (let part = target; part; part = part.parentElement) if (part.tagName === "DETAILS") part.open = true;
+  const inside = target && target.querySelector(":scope > details.fold");
+  if (inside) inside.open = true;
+  if (target) target.scrollIntoView();
+};
+addEventListener("hashchange", unfold);
+unfold();
