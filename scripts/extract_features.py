@@ -29,6 +29,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the encoder runs")
     parser.add_argument("--threads", type=int, default=1, help="threads for reading, and for the encoder on a CPU")
     parser.add_argument("--batch-size", type=int, default=4, help="tiles per forward pass")
+    parser.add_argument("--reading", type=cli.json_arg, default={}, help="the block 'reading' of the config")
     parser.add_argument("--results", required=True, help="folder of the features files")
     parser.add_argument("--output", required=True, help="status table to write")
     return parser.parse_args(argv)
@@ -63,7 +64,8 @@ def encode(args: argparse.Namespace, entry: registry.Encoder, checks: DataFrame,
         encoder = encoders.TileEncoder(entry, args.weights, args.device)
     except encoders.EncoderError as error:
         cli.fail(str(error))
-    code = [encoders.code(entry), slide.code(), keys.code_hash(features.extract)]
+    reading = slide.Reading(**args.reading)
+    code = [encoders.code(entry), slide.code(reading), keys.code_hash(features.extract)]
     clock = features.Clock()
     rows = []
     for row in table.to_dict("records"):
@@ -75,7 +77,8 @@ def encode(args: argparse.Namespace, entry: registry.Encoder, checks: DataFrame,
         try:
             if features.stored_key(path) != key:
                 tiles = grid.read_tiles_file(row["path"])
-                values = features.extract(encoder, checks.loc[row["scan"]], tiles, args.threads, args.batch_size, clock)
+                check = checks.loc[row["scan"]]
+                values = features.extract(encoder, check, tiles, reading, args.threads, args.batch_size, clock)
                 features.write(path, values, row["path"], encoder, key)
         except SlideError as error:
             rows.append(status.failed(row, error.status, error.reason))

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ import torch
 
 from isoslide import __version__, atomic, grid
 from isoslide.encoders import TileEncoder
-from isoslide.slide import Slide, SlideError, open_checked
+from isoslide.slide import Reading, Slide, SlideError, open_checked
+
+BLOCK = 16  # tiles are read in blocks of 16 x 16, whose inner stored tiles no other block needs
 
 
 @dataclass
@@ -35,7 +38,13 @@ class Clock:
 
 
 def extract(
-    encoder: TileEncoder, check: Mapping[str, str], tiles: grid.Tiles, threads: int, batch: int, clock: Clock
+    encoder: TileEncoder,
+    check: Mapping[str, str],
+    tiles: grid.Tiles,
+    reading: Reading,
+    threads: int,
+    batch: int,
+    clock: Clock,
 ) -> np.ndarray:
     """Return the features (n, dim) float16 of the tiles of a scan that lie inside it.
 
@@ -43,7 +52,8 @@ def extract(
         encoder: the loaded encoder.
         check: row of the checks table.
         tiles: the scan's tiles.
-        threads: tiles read at the same time.
+        reading: how pixels are read.
+        threads: that read tiles.
         batch: tiles per forward pass.
         clock: counts tiles and seconds.
 
@@ -52,21 +62,23 @@ def extract(
     """
     inside, tile_px = ~tiles.out_of_bounds, tiles.attrs["tile_px"]
     side = tile_px * tiles.attrs["mpp"]
-    affines = grid.tile_affines(tiles.corners_um[inside], side, tile_px, tiles.maps[inside])
+    order = _reading_order(tiles.tile_ids[inside])
+    affines = grid.tile_affines(tiles.corners_um[inside][order], side, tile_px, tiles.maps[inside][order])
     parts = []
-    with open_checked(check) as slide, ThreadPoolExecutor(threads) as pool:
-        images = _read_ahead(slide, affines, tile_px, pool, ahead=2 * batch + threads)
+    with open_checked(check, reading) as slide, ThreadPoolExecutor(threads) as pool:
+        batches = _read_ahead(slide, affines, tile_px, pool, threads, batch)
         while True:
             start = time.perf_counter()
-            chunk = list(itertools.islice(images, batch))
+            images = next(batches, None)
             read = time.perf_counter()
             clock.waiting += read - start
-            if not chunk:
+            if images is None:
                 break
-            parts.append(encoder(torch.from_numpy(np.stack(chunk))).half().numpy())
+            parts.append(encoder(torch.from_numpy(images)).half().numpy())
             clock.model += time.perf_counter() - read
-            clock.tiles += len(chunk)
+            clock.tiles += len(images)
     features = np.concatenate(parts)
+    features[order] = features.copy()
     bad = ~np.isfinite(features).all(axis=1)
     if bad.any():
         ids = tiles.tile_ids[inside][bad]
@@ -116,13 +128,26 @@ def stored_key(path: Path) -> str:
         return ""
 
 
+def _reading_order(tile_ids: np.ndarray) -> np.ndarray:
+    """Return the order (n,) of tiles block by block: what lies together is decoded together."""
+    row, column = np.divmod(tile_ids, grid.ROW)
+    return np.lexsort((column, row, column // BLOCK, row // BLOCK))
+
+
 def _read_ahead(
-    slide: Slide, affines: np.ndarray, tile_px: int, pool: ThreadPoolExecutor, ahead: int
+    slide: Slide, affines: np.ndarray, tile_px: int, pool: ThreadPoolExecutor, threads: int, batch: int
 ) -> Iterator[np.ndarray]:
-    """Yield tiles in order while at most `ahead` of them are read or being read in the background."""
-    futures = (pool.submit(slide.read, affine, (tile_px, tile_px)) for affine in affines)
-    queue = list(itertools.islice(futures, ahead))
-    while queue:
-        image = queue.pop(0).result()
-        queue.extend(itertools.islice(futures, 1))
-        yield image
+    """Yield batches (n, tile_px, tile_px, 3) in order while runs of the next ones are read in the background."""
+    run = batch * max(1, BLOCK**2 // batch)
+    starts = range(0, len(affines), run)
+    futures = (pool.submit(slide.read_tiles, affines[start : start + run], tile_px) for start in starts)
+    queue = deque(itertools.islice(futures, threads + 1))
+    try:
+        while queue:
+            images = queue.popleft().result()
+            queue.extend(itertools.islice(futures, 1))
+            for start in range(0, len(images), batch):
+                yield images[start : start + batch]
+    finally:  # a tile that cannot be read ends the scan: what waits is not read
+        for future in queue:
+            future.cancel()

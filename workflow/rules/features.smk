@@ -9,6 +9,11 @@ rule extract_features:
             scripts("isoslide/encoders.py"),
             scripts("isoslide/features.py"),
             scripts("isoslide/slide.py"),
+            scripts("isoslide/stored_tiles.py"),
+            scripts("isoslide/jpeg_tiles.py"),
+            scripts("isoslide/tiff_levels.py"),
+            scripts("isoslide/openslide_fast.py"),
+            scripts("isoslide/icc.py"),
         ],
         checks="results/status/checks/{batch}.tsv",
         tiles=tiles_of_encoder,
@@ -31,6 +36,7 @@ rule extract_features:
         entry=lambda wc: json.dumps(REGISTRY[wc.encoder].defining()),
         weights=config["weights"],
         device=config["device"],
+        reading=json.dumps(config["reading"]),
         batch_size=256 if config["device"] == "cuda" else 4,
     shell:
         """
@@ -43,6 +49,7 @@ rule extract_features:
             --device {params.device} \
             --threads {threads} \
             --batch-size {params.batch_size} \
+            --reading {params.reading:q} \
             --results results/features/{wildcards.encoder:q} \
             --output {output:q} &>{log:q}
         """

@@ -1,0 +1,88 @@
+"""Tiles stored as JPEG in a TIFF file, decoded by libjpeg-turbo straight from the file's bytes.
+
+TIFF keeps the tables that all tiles share apart from the tiles, and says in its own tag whether the three components
+are RGB or YCbCr. Both are put into each tile's stream before it is decoded.
+"""
+
+import numpy as np
+import simplejpeg
+
+from isoslide.stored_tiles import Layout, TileError, stored_bytes
+
+START, END = b"\xff\xd8", b"\xff\xd9"
+SCAN, JFIF, ADOBE = 0xDA, 0xE0, 0xEE
+FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive: the segments that say the image's size
+REDUCTIONS = (1, 2, 4, 8)  # what libjpeg decodes to by leaving out high frequencies, each pixel near its area mean
+
+
+class JpegLevel:
+    """A level of three 8-bit components in JPEG tiles.
+
+    Args:
+        layout: of its tiles.
+        tables: the TIFF tag JPEGTables; may be empty.
+        is_rgb: whether the TIFF tag PhotometricInterpretation says RGB, else YCbCr; it alone decides.
+    """
+
+    def __init__(self, layout: Layout, tables: bytes, is_rgb: bool):
+        self.layout = layout
+        self.reductions = tuple(n for n in REDUCTIONS if layout.tile[0] % n == 0 and layout.tile[1] % n == 0)
+        # an Adobe segment of version 100 without flags, whose last byte is the transform: 0 none, 1 YCbCr
+        colour = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x00" if is_rgb else b"\x01")
+        shared = header(tables)[1] if tables else b""
+        self._start = START + colour + shared
+        self._header = (START, b"")  # of the tile before, as stored and as decoded: tiles of one encoder share it
+
+    def stream(self, data: bytes) -> bytes:
+        """Return a stored tile as a JPEG file of its own.
+
+        A missing end marker is added: some writers leave it out, and libjpeg would call the tile damaged. A tile that
+        is cut off stays damaged.
+
+        Raises:
+            ValueError: not a JPEG stream, or not of the level's tile size.
+        """
+        stored, decoded = self._header
+        if not decoded or not data.startswith(stored):
+            length, decoded, size = header(data)
+            if size != self.layout.tile:
+                raise ValueError(f"its size is {size}, not {self.layout.tile}")
+            decoded = self._start + decoded
+            self._header = stored, _ = data[:length], decoded
+        return b"".join((decoded, data[len(stored) :], b"" if data.endswith(END) else END))
+
+    def decode(self, file: int, index: int, reduction: int, buffer: np.ndarray | None) -> np.ndarray:
+        """Return a tile (h, w, 3) uint8 RGB, its sides divided by `reduction`, in the memory of `buffer` if given.
+
+        Raises:
+            TileError: damaged, cut off, or not of the level's size. What libjpeg only warns of is damage too.
+        """
+        data = stored_bytes(file, self.layout, index)
+        width, height = self.layout.tile[0] // reduction, self.layout.tile[1] // reduction
+        try:
+            stream = self.stream(data)
+            # the smallest of libjpeg's sizes that is not below this one: as the reduction divides the sides, this one
+            return simplejpeg.decode_jpeg(stream, "RGB", min_height=height, min_width=width, buffer=buffer, strict=True)
+        except ValueError as error:
+            raise TileError(index, f"a damaged JPEG tile ({error})") from error
+
+
+def header(stream: bytes) -> tuple[int, bytes, tuple[int, int] | None]:
+    """Return the length of what comes before the scan, this without start marker and colour space, and (w, h).
+
+    Raises:
+        ValueError: not a JPEG stream.
+    """
+    if stream[:2] != START:
+        raise ValueError("no JPEG start marker")
+    parts, place, size = [], 2, None
+    while place + 4 <= len(stream) and stream[place + 1] not in (SCAN, END[1]):
+        if stream[place] != 0xFF:
+            raise ValueError("no JPEG marker where one must be")
+        marker, following = stream[place + 1], place + 2 + int.from_bytes(stream[place + 2 : place + 4])
+        if marker in FRAMES:
+            size = (int.from_bytes(stream[place + 7 : place + 9]), int.from_bytes(stream[place + 5 : place + 7]))
+        if marker not in (JFIF, ADOBE):
+            parts.append(stream[place:following])
+        place = following
+    return place, b"".join(parts), size

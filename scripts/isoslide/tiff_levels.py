@@ -1,0 +1,206 @@
+"""TIFF files by tifffile: the stored tiles of levels that OpenSlide has found, and images that it does not open.
+
+The second kind is OME-TIFF with sub-resolutions (SubIFDs) and flat TIFF in strips or tiles, 8-bit RGB or grey, of any
+compression that imagecodecs knows.
+"""
+
+import io
+import math
+import xml.etree.ElementTree as ElementTree
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import openslide
+import simplejpeg
+import tifffile
+from PIL import ImageCms
+from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG, RESUNIT
+
+from isoslide import jpeg_tiles
+from isoslide.stored_tiles import Layout, StoredLevel, TileError, stored_bytes
+
+STORED_AS_IS = ("aperio", "generic-tiff")  # vendors whose tiles lie where TIFF says: no overlap, no padding, no layers
+UNITS_UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
+SCANNED_MPP = (0.01, 20.0)  # µm/px; image editors write 72 dpi, which is 353, into files of any origin
+
+
+class TiffError(Exception):
+    """A TIFF file that is no slide we can read, and why."""
+
+
+@dataclass(frozen=True)
+class PlainLevel:
+    """A level in tiles or strips of any compression, its colours together or in planes of their own."""
+
+    layout: Layout
+    page: tifffile.TiffPage
+    planes: int
+    reductions: tuple[int, ...] = (1,)
+
+    def decode(self, file: int, index: int, reduction: int, buffer: np.ndarray | None) -> np.ndarray:
+        """Return a tile (h, w, 3) uint8 RGB; less of it at the right and lower edge. Raises TileError."""
+        tables = {"jpegtables": self.page.jpegtables} if self.page.jpegtables else {}
+        count = self.layout.columns * self.layout.rows
+        try:
+            parts = []
+            for number in range(index, count * self.planes, count):
+                data = stored_bytes(file, self.layout, number)
+                parts.append(self.page.decode(data, number, **tables)[0][0])
+        except (ValueError, RuntimeError, zlib.error) as error:
+            name = COMPRESSION(self.page.compression).name
+            raise TileError(index, f"a damaged tile, or a codec that is missing, of compression {name}") from error
+        if any(part is None for part in parts):
+            raise TileError(index, "a tile without content")
+        image = np.concatenate(parts, axis=2)
+        if image.shape[2] < 3:
+            image = np.repeat(image[..., :1], 3, axis=2)
+        return np.ascontiguousarray(image[..., :3])
+
+
+class TiffImage:
+    """An open TIFF file with the attributes of an OpenSlide handle that `Slide` uses; its pixels are in `levels`."""
+
+    def __init__(self, levels: list[StoredLevel], properties: dict[str, str], profile: bytes | None):
+        self.levels = levels
+        self.level_dimensions = tuple(level.layout.size for level in levels)
+        self.dimensions = width, height = self.level_dimensions[0]
+        self.level_downsamples = tuple((width / w + height / h) / 2 for w, h in self.level_dimensions)
+        self.properties = properties
+        self._profile = profile
+
+    @property
+    def color_profile(self) -> ImageCms.ImageCmsProfile | None:
+        """The file's colour profile."""
+        return ImageCms.ImageCmsProfile(io.BytesIO(self._profile)) if self._profile else None
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def of_openslide(path: Path, handle: openslide.OpenSlide) -> list[StoredLevel | None]:
+    """Return for each level of a slide how to decode its tiles directly, or None where OpenSlide must read it."""
+    vendor = handle.properties.get(openslide.PROPERTY_NAME_VENDOR, "")
+    nothing: list[StoredLevel | None] = [None] * handle.level_count
+    if vendor not in STORED_AS_IS:
+        return nothing
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            pages = {(page.imagewidth, page.imagelength): page for page in reversed(tiff.pages) if page.is_tiled}
+            levels = [_jpeg(pages[size], tiff) if size in pages else None for size in handle.level_dimensions]
+    except (tifffile.TiffFileError, ValueError, OSError):
+        return nothing
+    # OpenSlide draws what a coarse Aperio level lacks from the level below
+    keep = [vendor != "aperio" or not i or (level and all(level.layout.lengths)) for i, level in enumerate(levels)]
+    return [level if kept else None for level, kept in zip(levels, keep, strict=True)]
+
+
+def has_sub_resolutions(path: Path) -> bool:
+    """Return whether the first image of a TIFF file keeps its coarser levels in SubIFDs."""
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            return bool(tiff.pages.first.subifds)
+    except (tifffile.TiffFileError, ValueError, OSError):
+        return False
+
+
+def open_image(path: Path) -> TiffImage:
+    """Open what OpenSlide does not.
+
+    Raises:
+        TiffError: no TIFF, or of a kind that is not read here.
+    """
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            first = tiff.pages.first
+            _check_readable(first, tiff)
+            others = first.pages or [page for page in tiff.pages[1:] if page.is_reduced]
+            pages = [first, *(page for page in others if _is_reduction(page, first))]
+            pages.sort(key=lambda page: -page.imagewidth)
+            levels = [_jpeg(page, tiff) or _plain(page) for page in pages]
+            mpp = _ome_mpp(tiff.ome_metadata) if tiff.is_ome else _tag_mpp(first)
+            icc = first.tags.get(34675)
+    except (tifffile.TiffFileError, ValueError, OSError) as error:
+        raise TiffError(f"no TIFF file that can be read ({error})") from error
+    properties = {openslide.PROPERTY_NAME_VENDOR: "ome-tiff" if tiff.is_ome else "tiff"}
+    if mpp:
+        properties |= {openslide.PROPERTY_NAME_MPP_X: repr(mpp[0]), openslide.PROPERTY_NAME_MPP_Y: repr(mpp[1])}
+    if icc:
+        properties["openslide.icc-size"] = str(len(icc.value))
+    return TiffImage(levels, properties, icc.value if icc else None)
+
+
+def _jpeg(page: tifffile.TiffPage, tiff: tifffile.TiffFile) -> jpeg_tiles.JpegLevel | None:
+    """Return the level of a page in JPEG tiles that libjpeg-turbo can decode alone, else None."""
+    usual = (
+        page.is_tiled
+        and page.compression == COMPRESSION.JPEG
+        and page.planarconfig == PLANARCONFIG.CONTIG
+        and page.samplesperpixel == 3
+        and page.bitspersample == 8
+        and page.photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR)
+    )
+    if not usual:
+        return None
+    layout = _layout(page)
+    if len(layout.lengths) != layout.columns * layout.rows:
+        return None
+    level = jpeg_tiles.JpegLevel(layout, page.jpegtables or b"", page.photometric == PHOTOMETRIC.RGB)
+    first = next((i for i, length in enumerate(layout.lengths) if length), None)
+    if first is not None:  # a look at one header: sampling that the decoder does not know is OpenSlide's
+        tiff.filehandle.seek(layout.offsets[first])
+        simplejpeg.decode_jpeg_header(level.stream(tiff.filehandle.read(layout.lengths[first])))
+    return level
+
+
+def _plain(page: tifffile.TiffPage) -> PlainLevel:
+    planes = page.samplesperpixel if page.planarconfig == PLANARCONFIG.SEPARATE else 1
+    return PlainLevel(_layout(page), page, planes)
+
+
+def _layout(page: tifffile.TiffPage) -> Layout:
+    size = (page.imagewidth, page.imagelength)
+    tile = (page.tilewidth, page.tilelength) if page.is_tiled else (size[0], min(page.rowsperstrip, size[1]))
+    return Layout(size, tile, tuple(page.dataoffsets), tuple(page.databytecounts))
+
+
+def _check_readable(page: tifffile.TiffPage, tiff: tifffile.TiffFile) -> None:
+    kind = f"{page.bitspersample}-bit {PHOTOMETRIC(page.photometric).name}"
+    if page.dtype != np.uint8 or page.photometric not in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR, PHOTOMETRIC.MINISBLACK):
+        raise TiffError(f"a TIFF of {kind} px: only 8-bit RGB or grey images are read")
+    if page.samplesperpixel == 1 and len(tiff.pages) > 1 and tiff.is_ome:
+        raise TiffError(f"an OME-TIFF of {len(tiff.pages)} grey planes, as of fluorescence: only RGB images are read")
+    if COMPRESSION(page.compression) not in tifffile.TIFF.DECOMPRESSORS:
+        raise TiffError(f"TIFF compression {COMPRESSION(page.compression).name} is not supported")
+
+
+def _is_reduction(page: tifffile.TiffPage, first: tifffile.TiffPage) -> bool:
+    ratio = first.imagewidth / page.imagewidth
+    alike = page.dtype == first.dtype and page.samplesperpixel == first.samplesperpixel
+    return alike and ratio > 1 and abs(first.imagelength / ratio - page.imagelength) <= 2
+
+
+def _ome_mpp(text: str | None) -> tuple[float, float] | None:
+    """Return the µm/px of the first image of an OME-XML text."""
+    try:
+        root = ElementTree.fromstring(text or "")
+    except ElementTree.ParseError:
+        return None
+    pixels = next((item for item in root.iter() if item.tag.endswith("}Pixels")), None)
+    if pixels is None:
+        return None
+    factors = [UNITS_UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"), math.nan) for axis in "XY"]
+    sizes = [float(pixels.get(f"PhysicalSize{axis}", "nan")) for axis in "XY"]
+    mpp = (sizes[0] * factors[0], sizes[1] * factors[1])
+    return mpp if all(math.isfinite(value) for value in mpp) else None
+
+
+def _tag_mpp(page: tifffile.TiffPage) -> tuple[float, float] | None:
+    if page.resolutionunit not in (RESUNIT.CENTIMETER, RESUNIT.INCH) or "XResolution" not in page.tags:
+        return None
+    per_um = page.get_resolution(RESUNIT.MICROMETER)
+    if not all(per_um):
+        return None
+    mpp = (1 / per_um[0], 1 / per_um[1])
+    return mpp if all(SCANNED_MPP[0] <= value <= SCANNED_MPP[1] for value in mpp) else None
