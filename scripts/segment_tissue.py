@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     checks = status.read(args.checks)
     if args.scans:
         checks = checks[checks["scan"].isin(args.scans)]
-    code = keys.code_hash(tissue, quality, geojson, slide)
+    code = [keys.code_hash(tissue, quality, geojson), slide.code()]
 
     def row_of(row: dict[str, str]) -> dict[str, Any]:
         return process(row, args.settings, args.results, code)
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.info("%s", status.summary(status.read(args.output)))
 
 
-def process(row: dict[str, str], settings: Mapping[str, Any], results: Path, code: str) -> dict[str, Any]:
+def process(row: dict[str, str], settings: Mapping[str, Any], results: Path, code: list[Any]) -> dict[str, Any]:
     """Return the scan's row of the tissue table, after making its files if they are not there already."""
     if row["status"] != status.OK:
         return status.carried(row)

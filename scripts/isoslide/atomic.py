@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,14 @@ def output(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # HDF5 raises RuntimeError where a flush fails on closing
+    except (OSError, RuntimeError) as error:  # HDF5 raises RuntimeError where it fails on closing
         why = _refusal(error)
         if why is None:
             raise
         raise WriteError(f"cannot write {path}: {why}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # absent, or on a disk that has become read-only
+            temporary.unlink()
 
 
 def _refusal(error: OSError | RuntimeError) -> str | None:

@@ -5,6 +5,7 @@ is: `tile id = row * 1,000,000 + column`, the same in every scan of the specimen
 """
 
 import hashlib
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,8 +159,9 @@ def write(path: str | Path, tiles: Tiles, size: tuple[int, int]) -> None:
     attrs = tiles.attrs
     side = attrs["tile_px"] * attrs["mpp"]
     level0_mpp = (attrs["mpp_x"] + attrs["mpp_y"]) / 2
-    # The file is private until it is renamed, and shared disks often refuse locks: so none is taken.
-    with atomic.output(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
+    # Made in memory: HDF5 on a full disk fails late and in pieces, and shared disks may refuse its locks.
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
         units = {
             "coords": "level-0 px, top left corner of the upright square about the tile's centre",
             "tile_ids": "row * 1000000 + column in the grid of the reference scan",
@@ -185,6 +187,8 @@ def write(path: str | Path, tiles: Tiles, size: tuple[int, int]) -> None:
             file.create_dataset("affines", data=tiles.local).attrs["unit"] = unit
         for name in sorted(attrs):
             file.attrs[name] = attrs[name]
+    with atomic.output(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
 
 
 def content(tiles: Tiles) -> str:
