@@ -5,7 +5,8 @@
         --results results/registrations --output results/status/registrations/b0.tsv
 
 Writes {specimen}.json (the maps from the reference's µm to each scan's µm, with their errors) and, where scans were
-compared, {specimen}.jpg (checkerboards) into the results folder. The reference is the scan with most tissue.
+compared, {specimen}.jpg (checkerboards) into the results folder. The reference is the scan that the sheet names; else
+the sharpest of those with most tissue.
 A scan whose map is not to be trusted gets the status `not_registered`, the reason and no map: later stages use it
 alone, on a grid of its own, and never in a pair.
 """
@@ -100,7 +101,8 @@ def process(tissue: Rows, checks: Rows, settings: Mapping[str, Any], results: Pa
         return rows
     path = results / f"{next(iter(usable.values()))['specimen']}.json"
     inputs = {scan: [checks[scan]["key"], row["key"]] for scan, row in usable.items()}
-    key = keys.content_key(code=code, settings=settings, scans=inputs)
+    named = sorted(scan for scan in usable if checks[scan].get("reference") == "yes")
+    key = keys.content_key(code=code, settings=settings, scans=inputs, named=named)
     found = _present(path, key)
     if found is None:
         found = register(usable, checks, settings, path, key)
@@ -121,7 +123,8 @@ def register(usable: Rows, checks: Rows, settings: Mapping[str, Any], path: Path
                 bad[scan] = registration_specimen.entry(error.status, error.reason)
             except geojson.GeoJSONError as error:
                 bad[scan] = registration_specimen.entry("bad_geojson", f"{error}: mend or delete it")
-        reference, found, picture = _register_readable(views, usable, settings, bad)
+        named = [scan for scan in usable if checks[scan].get("reference") == "yes"]
+        reference, found, picture = _register_readable(views, usable, named, settings, bad)
     scans = bad | (registration_specimen.record(reference, found) if reference else {})
     specimen = next(iter(usable.values()))["specimen"]
     content = {"specimen": specimen, "reference": reference, "key": key, "settings": dict(settings), "scans": scans}
@@ -136,13 +139,18 @@ def register(usable: Rows, checks: Rows, settings: Mapping[str, Any], path: Path
 
 
 def _register_readable(
-    views: dict[str, registration.View], usable: Rows, settings: Mapping[str, Any], bad: dict[str, Any]
+    views: dict[str, registration.View],
+    usable: Rows,
+    named: list[str],
+    settings: Mapping[str, Any],
+    bad: dict[str, Any],
 ) -> tuple[str, dict[str, registration_specimen.Registration], np.ndarray | None]:
     """Register the views; a scan that turns out unreadable moves from `views` to `bad`, and the others start again."""
-    tissue_mm2 = {scan: float(row["tissue_mm2"]) for scan, row in usable.items()}
     while views:
+        numbers = ({scan: float(usable[scan][name]) for scan in views} for name in ("tissue_mm2", "sharpness"))
+        preferred = registration_specimen.preference(*numbers, named)
         try:
-            reference, found = registration_specimen.register_specimen(views, tissue_mm2, settings)
+            reference, found = registration_specimen.register_specimen(views, preferred, settings)
             others = {scan: (views[scan], one) for scan, one in found.items()}
             if not others:
                 return reference, found, None

@@ -55,6 +55,7 @@ def check(row: Mapping[str, str], assume_from_power: bool = False) -> dict[str, 
             "icc": "yes" if "openslide.icc-size" in properties else "no",
             "bytes": slide_file(slide.path).stat().st_size,
             "fingerprint": fingerprint,
+            "reference": row.get("reference", ""),
         }
 
 

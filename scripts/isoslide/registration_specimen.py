@@ -1,6 +1,6 @@
 """All scans of a specimen onto one of them: the choice of the reference, the record, and a picture to check it by."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ NOTHING_IN_COMMON = "no structure in common with the reference's overview: anoth
 PANEL_PX = 320
 BEND_ROUNDS = 3  # of measuring and fitting a correction
 RESIDUE_UM = 0.3  # error of an affine map above which a correction is tried; at 0.5 µm/px it is half a pixel
+TISSUE_TIE = 0.05  # outlines of one tissue on two scanners differ by some percent
 SQUARES = 8  # of the checkerboard along a panel
 
 
@@ -31,26 +32,39 @@ class Registration:
 
 
 def register_specimen(
-    views: Mapping[str, View], tissue_mm2: Mapping[str, float], settings: Mapping[str, Any]
+    views: Mapping[str, View], preferred: Sequence[str], settings: Mapping[str, Any]
 ) -> tuple[str, dict[str, Registration]]:
     """Return the reference scan and the other scans' registrations on it.
 
-    The reference is the scan with most tissue, the first by name of equals. Where no other scan can be laid onto it (it
-    may be of another glass) and there are three scans or more, the next is tried.
+    The reference is the first of the preferred scans. Where no other scan can be laid onto it (it may be of another
+    glass) and three or more are preferred, the next is tried.
     """
     features = {scan: registration_coarse.find(views[scan]) for scan in sorted(views)} if len(views) > 1 else {}
 
     def onto(reference: str, scan: str) -> Registration:
         return register((views[reference], features[reference]), (views[scan], features[scan]), settings)
 
-    order = sorted(views, key=lambda scan: (-tissue_mm2[scan], scan))
     attempts = []
-    for reference in order[:-1]:
+    for reference in preferred[: max(1, len(preferred) - 1)] if len(views) > 1 else ():
         found = {scan: onto(reference, scan) for scan in sorted(views) if scan != reference}
         attempts.append((reference, found))
         if any(not registration.reason for registration in found.values()):
             return attempts[-1]
-    return attempts[0] if attempts else (order[0], {})
+    return attempts[0] if attempts else (preferred[0], {})
+
+
+def preference(tissue_mm2: Mapping[str, float], sharpness: Mapping[str, float], named: Collection[str]) -> list[str]:
+    """Return the scans that may be the reference, best first: the named one alone, else all.
+
+    Scans with nearly as much tissue as the one with most come first, the sharpest first; equals by name.
+    """
+    most = max(tissue_mm2.values())
+    close = {scan: area >= (1 - TISSUE_TIE) * most for scan, area in tissue_mm2.items()}
+    by_rule = sorted(
+        tissue_mm2,
+        key=lambda scan: (not close[scan], 0 if close[scan] else -tissue_mm2[scan], -sharpness[scan], scan),
+    )
+    return [scan for scan in by_rule if scan in named] or by_rule
 
 
 def register(

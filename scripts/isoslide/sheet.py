@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 REQUIRED = ("scan", "path", "scanner")
-OPTIONAL = ("specimen", "patient", "site", "stain", "mpp", "mpp_override", "split", "exclude")
+OPTIONAL = ("specimen", "patient", "site", "stain", "mpp", "mpp_override", "reference", "split", "exclude")
 SPLITS = ("", "train", "tune", "test")
-SLIDE_COLUMNS = ("scan", "path", "scanner", "specimen", "mpp", "mpp_override")  # what the slide stages depend on
+SLIDE_COLUMNS = ("scan", "path", "scanner", "specimen", "mpp", "mpp_override", "reference")  # of the slide stages
 DEMO_SLIDES = "results/demo/"  # scans under this folder are made by the rule make_demo, so need not exist yet
 # File names are made of ids. Anything printable is allowed but separators, wildcards' braces and leading dots.
 BAD_ID = re.compile(r"^\.|[/\\{}\x00-\x1f\x7f]|^$")
@@ -40,7 +40,7 @@ def read(path: str | Path) -> pd.DataFrame:
             table[name] = ""
     table["specimen"] = table["specimen"].where(table["specimen"] != "", table["scan"])
     table["patient"] = table["patient"].where(table["patient"] != "", table["specimen"])
-    for check in (_check_ids, _check_unique, _check_groups, _check_values):
+    for check in (_check_ids, _check_unique, _check_groups, _check_values, _check_references):
         check(table, str(path))
     return table
 
@@ -187,6 +187,24 @@ def _check_values(table: pd.DataFrame, path: str) -> None:
                 f"{path} line {line}: mpp_override {row['mpp_override']!r} with mpp {row['mpp']!r}: write yes where "
                 "the sheet's mpp is to win over the file's, and give that mpp; else leave the cell empty"
             )
+
+
+def _check_references(table: pd.DataFrame, path: str) -> None:
+    named = included(table)
+    named = named[named["reference"] != ""]
+    wrong = named[named["reference"] != "yes"]
+    if len(wrong):
+        raise SheetError(
+            f"{path} line {wrong.index[0]}: reference {wrong['reference'].iloc[0]!r}: write yes for the scan that the "
+            "others of its specimen are laid onto, else leave the cell empty"
+        )
+    twice = named[named["specimen"].duplicated(keep=False)]
+    if len(twice):
+        same = twice[twice["specimen"] == twice["specimen"].iloc[0]]
+        raise SheetError(
+            f"{path} lines {', '.join(map(str, same.index))}: specimen {same['specimen'].iloc[0]!r} has {len(same)} "
+            "reference scans: leave yes at one of them"
+        )
 
 
 def labels(table: pd.DataFrame, column: str) -> pd.Series:

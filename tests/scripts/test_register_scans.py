@@ -54,8 +54,14 @@ def make_scan(folder, scan, mpp, place):
     geojson.write(folder / "tissue" / f"{scan}.geojson", [[np.round(ring / mpp, 1)]], {})
     row = {"scan": scan, "status": "ok", "reason": "", "specimen": scan[:2], "scanner": scan[-1]}
     check = {**row, "path": str(path), "mpp_x": mpp, "mpp_y": mpp, "width": size[0], "height": size[1], "key": scan}
-    area = 0.36 + (scan == "S1_B") * 0.01
-    return check, {**row, "path": str(folder / "tissue" / f"{scan}.geojson"), "tissue_mm2": area, "key": scan}
+    area = 0.36 + (scan == "S1_B") * 0.03
+    return check, {
+        **row,
+        "path": str(folder / "tissue" / f"{scan}.geojson"),
+        "tissue_mm2": area,
+        "sharpness": 1.0,
+        "key": scan,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +181,17 @@ def test_a_rerun_keeps_what_stands_and_redoes_the_rest(batch, first_run, monkeyp
 def test_only_the_asked_specimens(batch, tmp_path):
     table = run(batch, tmp_path, "--scans", "S3_A")
     assert list(table.index) == ["S3_A", "S3_B"]
+
+
+def test_the_sheet_names_the_reference(batch, first_run, tmp_path):
+    checks = status.read(batch / "checks.tsv").assign(reference="")
+    checks.loc[checks["scan"] == "S1_C", "reference"] = "yes"
+    status.write(tmp_path / "checks.tsv", checks.to_dict("records"))
+    (tmp_path / "tissue.tsv").write_bytes((batch / "tissue.tsv").read_bytes())
+    table = run(tmp_path, tmp_path, "--scans", "S1_A")
+    assert table["reference"].tolist() == ["S1_C"] * 3
+    assert table["status"].tolist() == ["ok"] * 3
+    assert table.loc["S1_A", "key"] != first_run[1].loc["S1_A", "key"]
 
 
 def test_a_scan_that_cannot_be_read_does_not_cost_the_others(batch, tmp_path):

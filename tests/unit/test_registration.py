@@ -390,18 +390,34 @@ def stranger():
     return view(Picture((noise * 2 + 150).clip(0, 255).astype(np.uint8), MPP))
 
 
-def test_the_reference_has_most_tissue_and_ties_go_by_name(reference, others):
+def test_scans_are_laid_onto_the_preferred_one(reference, others):
     views = {"b": reference, "a": others[0], "c": others[1]}
-    name, found = registration_specimen.register_specimen(views, {"a": 1.0, "b": 1.0, "c": 0.5}, SETTINGS)
+    name, found = registration_specimen.register_specimen(views, ["a", "b", "c"], SETTINGS)
     assert name == "a"
     assert {scan: one.reason for scan, one in found.items()} == {"b": "", "c": ""}
-    name, _ = registration_specimen.register_specimen(views, {"a": 1.0, "b": 1.0, "c": 2.0}, SETTINGS)
+    name, found = registration_specimen.register_specimen(views, ["c"], SETTINGS)  # named in the sheet
     assert name == "c"
+    assert set(found) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("tissue_mm2", "sharpness", "named", "order"),
+    [
+        ((1.0, 2.0, 1.5), (9, 1, 2), [], "bca"),  # most tissue
+        ((1.0, 0.97, 0.9), (1, 2, 9), [], "bac"),  # nearly equal: the sharpest
+        ((1.0, 1.0, 1.0), (3, 3, 3), [], "abc"),
+        ((1.0, 2.0, 1.5), (9, 1, 2), ["a"], "a"),
+        ((1.0, 2.0, 1.5), (9, 1, 2), ["x"], "bca"),  # the named scan cannot be used
+    ],
+)
+def test_the_reference_is_named_or_has_most_tissue_then_best_sharpness(tissue_mm2, sharpness, named, order):
+    numbers = (dict(zip("abc", values, strict=True)) for values in (tissue_mm2, sharpness))
+    assert registration_specimen.preference(*numbers, named) == list(order)
 
 
 def test_a_reference_of_another_glass_does_not_cost_the_others_their_pairs(reference, others):
     views = {"a": stranger(), "b": reference, "c": others[0]}
-    name, found = registration_specimen.register_specimen(views, {"a": 3.0, "b": 2.0, "c": 1.0}, SETTINGS)
+    name, found = registration_specimen.register_specimen(views, ["a", "b", "c"], SETTINGS)
     assert name == "b"
     assert found["c"].reason == ""
     assert found["a"].reason
@@ -413,13 +429,13 @@ def test_a_reference_of_another_glass_does_not_cost_the_others_their_pairs(refer
 
 def test_two_strangers_keep_the_first_reference(reference):
     views = {"a": stranger(), "b": reference}
-    name, found = registration_specimen.register_specimen(views, {"a": 3.0, "b": 2.0}, SETTINGS)
+    name, found = registration_specimen.register_specimen(views, ["a", "b"], SETTINGS)
     assert name == "a"
     assert found["b"].reason
 
 
 def test_one_scan_is_its_own_reference(reference):
-    name, found = registration_specimen.register_specimen({"a": reference}, {"a": 1.0}, SETTINGS)
+    name, found = registration_specimen.register_specimen({"a": reference}, ["a"], SETTINGS)
     assert (name, found) == ("a", {})
     assert registration_specimen.record(name, found)["a"]["overlap"] == 1
 

@@ -136,3 +136,12 @@ def test_batches_keep_specimens_together_and_do_not_depend_on_other_rows(tmp_pat
     fewer = sheet.batches(table.iloc[20:], 30)  # 80 scans still make four batches
     for name, batch in fewer.items():
         assert set(batch["scan"]) <= set(batches[name]["scan"])
+
+
+def test_one_reference_scan_a_specimen(tmp_path):
+    header = "scan,path,scanner,specimen,reference,exclude\n"
+    good = ["s1,a,A,g,yes,", "s2,b,B,g,,", "s3,c,C,g,yes,blurred"]
+    assert sheet.read(write(tmp_path, good, header))["reference"].tolist() == ["yes", "", "yes"]
+    for rows, message in ((["s1,a,A,g,1,"], "reference '1'"), ([*good[:1], "s2,b,B,g,yes,"], "2 reference scans")):
+        with pytest.raises(sheet.SheetError, match=message):
+            sheet.read(write(tmp_path, rows, header))
