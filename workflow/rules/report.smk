@@ -65,9 +65,7 @@ rule write_report:
             arm=ARMS,
         ),
         features=expand("results/evaluations/features/{encoder}.tsv", encoder=ENCODERS),
-        maps=expand(
-            "results/evaluations/features/maps/{encoder}.tsv", encoder=ENCODERS
-        ),
+        maps=expand("results/evaluations/features/maps/{encoder}.tsv", encoder=ENCODERS),
         facts=expand(
             "results/evaluations/features/facts/{encoder}.json", encoder=ENCODERS
         ),
