@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
     cv2.setNumThreads(1)  # the scans are what runs in parallel
+    atomic.sweep(args.results)
     checks = status.read(args.checks)
     if args.scans:
         checks = checks[checks["scan"].isin(args.scans)]

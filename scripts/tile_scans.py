@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from isoslide import cli, geojson, grid, keys, quality, registration_warp, slide, status, tile_filters, tissue
+from isoslide import atomic, cli, geojson, grid, keys, quality, registration_warp, slide, status, tile_filters, tissue
 from isoslide.registration_warp import Warp, straight
 
 Row = Mapping[str, str]
@@ -65,6 +65,7 @@ class Batch:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
+    atomic.sweep(args.results)
     batch = Batch(
         checks=_by_scan(args.checks),
         tissue=_by_scan(args.tissue),

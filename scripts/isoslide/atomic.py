@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 import pandas as pd
 
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+
+TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp(\.\w+)?$", re.DOTALL)
 
 
 class WriteError(OSError):
@@ -45,6 +49,19 @@ def output(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # absent, or on a disk that has become read-only
             temporary.unlink()
+
+
+def sweep(folder: str | Path, older_than: float = 86_400) -> None:
+    """Remove what killed jobs left of files they were writing: temporary names not touched for so many seconds."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if TEMPORARY.match(entry.name):
+                with suppress(OSError):  # another job was faster, or the place is read-only
+                    if entry.stat().st_mtime < time.time() - older_than:
+                        os.unlink(entry.path)
 
 
 def _refusal(error: OSError | RuntimeError) -> str | None:

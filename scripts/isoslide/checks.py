@@ -52,6 +52,7 @@ def check(row: Mapping[str, str], assume_from_power: bool = False) -> dict[str, 
             "mpp_source": source,
             "levels": len(slide.levels),
             "vendor": properties.get("openslide.vendor", "image"),
+            "software": _software(properties),
             "icc": "yes" if "openslide.icc-size" in properties else "no",
             "bytes": slide_file(slide.path).stat().st_size,
             "fingerprint": fingerprint,
@@ -95,6 +96,14 @@ def decide_mpp(
         )
     _check_plausible(in_file, "the file says {0:g} x {1:g} µm/px")
     return in_file, "file"
+
+
+def _software(properties: Mapping[str, str]) -> str:
+    """Return what wrote the file, as far as it says so: a converted slide differs there from an original."""
+    for name in ("tiff.Software", "dicom.SoftwareVersions[0]", "openslide.comment"):
+        if properties.get(name, "").strip():
+            return properties[name].strip().splitlines()[0][:60].strip()
+    return ""
 
 
 def _assumed_mpp(properties: Mapping[str, str], allowed: bool) -> tuple[float, float]:

@@ -79,3 +79,26 @@ def test_other_errors_are_not_taken_for_the_disks(tmp_path):
     with pytest.raises(OSError, match="signature") as error:
         cut_short()
     assert not isinstance(error.value, atomic.WriteError)
+
+
+def test_sweep_removes_only_old_rests(tmp_path):
+    def killed():
+        with atomic.output(tmp_path / "a b.h5") as temporary:
+            temporary.write_text("half")
+            os.link(temporary, tmp_path / "kept")  # the temporary name is removed, so keep its content
+            names.append(temporary.name)
+
+    names = []
+    killed()
+    rest = tmp_path / names[0]
+    os.rename(tmp_path / "kept", rest)
+    for name in (".hidden.h5", ".a.tmp", "a.12345678.tmp.h5"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    atomic.sweep(tmp_path)
+    assert rest.exists()  # of a job that may be alive
+    os.utime(rest, (0, 0))
+    atomic.sweep(tmp_path)
+    assert not rest.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.tmp", ".hidden.h5", "a b.h5", "a.12345678.tmp.h5"]
+    atomic.sweep(tmp_path / "absent")

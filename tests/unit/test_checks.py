@@ -94,6 +94,9 @@ def test_real_slides(shared):
     for path in ("CMU-1-Small-Region.svs", "CMU-1-Small-Region.dicom"):
         facts = checks.check(row(folder / path))
         assert (facts["width"], facts["height"], facts["mpp_x"]) == (2220, 2967, 0.499)
+    svs, dicom = (checks.check(row(folder / f"CMU-1-Small-Region.{kind}")) for kind in ("svs", "dicom"))
+    assert svs["software"] == "Aperio Image Library v11.2.1"  # complaint G-A14: the DICOM file is a conversion
+    assert dicom["software"] != svs["software"]
     tcga = folder / "tcga-cr-7395-01a-01-ts1.svs"
     with pytest.raises(SlideError, match="give it in the sheet's column 'mpp'"):
         checks.check(row(tcga))

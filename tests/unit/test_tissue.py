@@ -94,6 +94,37 @@ def test_ink_over_tissue_is_cut_out(pen):
     assert found.tissue_mm2 == pytest.approx(DISC_MM2 - 1.0 * 0.16, rel=0.1)
 
 
+def test_green_ink_over_dense_tissue_does_not_spread_as_black_ink():
+    """Ink over dull epithelium is nearly black, and the epithelium looks like the pale margin of a black stroke."""
+    rgb = np.full((300, 300, 3), (222, 226, 231), np.uint8)
+    cv2.circle(rgb, (150, 150), 62, (100, 75, 110), -1)
+    rgb[140:160, 60:240] = rgb[140:160, 60:240] * (np.array([50, 120, 70]) / 255)
+    found = segment(rgb)
+    assert found.ink[142:158, 70:230].all()
+    assert found.tissue_mm2 == pytest.approx(math.pi * 0.496**2 - 0.16 * 0.99, rel=0.12)
+
+
+@pytest.mark.parametrize(("sigma_um", "halo"), [(16, 0.1), (32, 0.18)])
+def test_tissue_out_of_focus_is_found(sigma_um, halo):
+    blurred = cv2.GaussianBlur(overview(), (0, 0), sigma_um / UM_PER_PX)
+    assert segment(blurred).tissue_mm2 == pytest.approx(DISC_MM2, rel=halo)
+
+
+def test_fat_counts_as_tissue():
+    """Fat cells of 60 µm between septa of 6 µm, about as pale on average as glass."""
+    y, x = np.mgrid[0:2400, 0:2400]
+    septa = ((x % 60 < 6) | (y % 60 < 6)) & ((x - 1200) ** 2 + (y - 1200) ** 2 < 500**2)
+    image = np.where(septa[..., None], np.float32((225, 150, 195)), np.float32(GLASS))
+    rgb = cv2.resize(image, (300, 300), interpolation=cv2.INTER_AREA).round().astype(np.uint8)
+    assert segment(rgb).tissue_mm2 == pytest.approx(DISC_MM2, rel=0.1)
+
+
+def test_warm_shadow_of_the_edge_is_no_tissue(plain):
+    rgb = plain.astype(float)
+    rgb[-20:] *= 1 - np.linspace(0, 1, 20)[:, None, None] ** 2 * np.array([0.32, 0.33, 0.36])
+    assert not segment(rgb.astype(np.uint8)).tissue[-20:].any()
+
+
 def test_ink_stays_when_asked(plain):
     rgb = plain.copy()
     rgb[50:250, 250:280] = PENS["blue"]
