@@ -12,6 +12,8 @@ from isoslide.stored_tiles import Layout, TileError, stored_bytes
 START, END = b"\xff\xd8", b"\xff\xd9"
 SCAN, JFIF, ADOBE = 0xDA, 0xE0, 0xEE
 FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive: the segments that say the image's size
+TABLES = 0xC4  # segment of Huffman tables
+HOLE = bytes(64)  # with usual tables more than a block whose coefficients are all -1, which no picture has
 REDUCTIONS = (1, 2, 4, 8)  # what libjpeg decodes to by leaving out high frequencies, each pixel near its area mean
 
 
@@ -27,11 +29,15 @@ class JpegLevel:
     def __init__(self, layout: Layout, tables: bytes, is_rgb: bool):
         self.layout = layout
         self.reductions = tuple(n for n in REDUCTIONS if layout.tile[0] % n == 0 and layout.tile[1] % n == 0)
-        # an Adobe segment of version 100 without flags, whose last byte is the transform: 0 none, 1 YCbCr
+        # An Adobe segment of version 100 without flags, whose last byte is the transform: 0 none, 1 YCbCr
         colour = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + (b"\x00" if is_rgb else b"\x01")
         shared = header(tables)[1] if tables else b""
         self._start = START + colour + shared
-        self._header = (START, b"")  # of the tile before, as stored and as decoded: tiles of one encoder share it
+        self._header = (
+            START,
+            b"",
+            False,
+        )  # of the tile before, as stored and as decoded: tiles of one encoder share it
 
     def stream(self, data: bytes) -> bytes:
         """Return a stored tile as a JPEG file of its own.
@@ -40,15 +46,19 @@ class JpegLevel:
         is cut off stays damaged.
 
         Raises:
-            ValueError: not a JPEG stream, or not of the level's tile size.
+            ValueError: not a JPEG stream, not of the level's tile size, or with a hole of zeros, which libjpeg may
+                take for picture.
         """
-        stored, decoded = self._header
+        stored, decoded, is_plain = self._header
         if not decoded or not data.startswith(stored):
             length, decoded, size = header(data)
             if size != self.layout.tile:
                 raise ValueError(f"its size is {size}, not {self.layout.tile}")
             decoded = self._start + decoded
-            self._header = stored, _ = data[:length], decoded
+            stored, is_plain = data[:length], zeros_are_plain(decoded)
+            self._header = stored, decoded, is_plain
+        if not is_plain and HOLE in data.rstrip(b"\0"):
+            raise ValueError("a hole of zero bytes")
         return b"".join((decoded, data[len(stored) :], b"" if data.endswith(END) else END))
 
     def decode(self, file: int, index: int, reduction: int, buffer: np.ndarray | None) -> np.ndarray:
@@ -61,7 +71,7 @@ class JpegLevel:
         width, height = self.layout.tile[0] // reduction, self.layout.tile[1] // reduction
         try:
             stream = self.stream(data)
-            # the smallest of libjpeg's sizes that is not below this one: as the reduction divides the sides, this one
+            # The smallest of libjpeg's sizes that is not below this one: as the reduction divides the sides, this one
             return simplejpeg.decode_jpeg(stream, "RGB", min_height=height, min_width=width, buffer=buffer, strict=True)
         except ValueError as error:
             raise TileError(index, f"a damaged JPEG tile ({error})") from error
@@ -86,3 +96,20 @@ def header(stream: bytes) -> tuple[int, bytes, tuple[int, int] | None]:
             parts.append(stream[place:following])
         place = following
     return place, b"".join(parts), size
+
+
+def zeros_are_plain(head: bytes) -> bool:
+    """Return whether zero bits mean an even area by the Huffman tables, and so may come in long runs.
+
+    The code of zeros is that of a table's first symbol; symbol 0 of an AC table ends a block.
+    """
+    place, firsts = 2, []
+    while place + 4 <= len(head):
+        following = place + 2 + int.from_bytes(head[place + 2 : place + 4])
+        table = place + 4
+        while head[place + 1] == TABLES and table + 17 < following:
+            if head[table] >> 4 == 1:  # AC
+                firsts.append(head[table + 17])
+            table += 17 + sum(head[table + 1 : table + 17])
+        place = following
+    return not any(firsts)
