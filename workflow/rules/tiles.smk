@@ -10,6 +10,7 @@ rule tile_scans:
             scripts("isoslide/geojson.py"),
             scripts("isoslide/registration_warp.py"),
             scripts("isoslide/tile_filters.py"),
+            scripts("isoslide/tiling.py"),
         ],
         checks="results/status/checks/{batch}.tsv",
         tissue="results/status/tissue/{batch}.tsv",
