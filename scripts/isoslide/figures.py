@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 BLACK, GREY, PALE = "#000000", "#767676", "#d9d9d9"
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D00", "#999999")
 MARKERS = "osD^vPX*<>"
+MAX_LINES = 100
 STYLE = {
     "font.size": 9.5,
     "font.family": "sans-serif",
@@ -135,23 +136,38 @@ def plane(rows: pd.DataFrame, arms: list[str], control: str, accuracy: str, titl
 
 
 def curves(rows: pd.DataFrame, column: str, arms: list[str], control: str, title: str) -> Figure:
-    """Draw a training curve, one thin line per model: `arm`, `fold`, `seed`, `step` and the column."""
+    """Draw a training curve: `arm`, `fold`, `seed`, `step` and the column.
+
+    One thin line per model; with more than `MAX_LINES` models the median of each arm and the range of its middle 80 %.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.7, 2.9), layout="constrained")
         axes = figure.subplots()
         palette = colours(arms, control)
+        many = len(rows[["arm", "fold", "seed"]].drop_duplicates()) > MAX_LINES
         for arm in arms:
-            label = arm
-            for _, model in rows[rows["arm"] == arm].groupby(["fold", "seed"]):
-                line = model.dropna(subset=[column])
-                axes.plot(line["step"], line[column], color=palette[arm], linewidth=0.8, alpha=0.55, label=label)
-                label = None
+            ours = rows[rows["arm"] == arm].dropna(subset=[column])
+            (_range if many else _lines)(axes, ours, column, palette[arm], arm)
         axes.grid(axis="y", color=PALE, linewidth=0.6)
         axes.set(title=title, xlabel="step")
         legend = figure.legend(loc="outside lower center", ncols=min(len(arms), 2), columnspacing=1.2)
         for handle in legend.get_lines():
             handle.set(linewidth=2.5, alpha=1)
         return figure
+
+
+def _lines(axes: Axes, rows: pd.DataFrame, column: str, colour: str, label: str | None) -> None:
+    for _, model in rows.groupby(["fold", "seed"]):
+        axes.plot(model["step"], model[column], color=colour, linewidth=0.8, alpha=0.55, label=label)
+        label = None
+
+
+def _range(axes: Axes, rows: pd.DataFrame, column: str, colour: str, label: str) -> None:
+    if rows.empty:
+        return
+    levels = rows.groupby("step")[column].quantile([0.1, 0.5, 0.9]).unstack()
+    axes.fill_between(levels.index, levels[0.1], levels[0.9], color=colour, alpha=0.12, linewidth=0)
+    axes.plot(levels.index, levels[0.5], color=colour, linewidth=1.6, label=label)
 
 
 def counts(rows: pd.DataFrame, title: str) -> Figure:
@@ -198,18 +214,26 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
     svg = compact(svg)
-    # Only what is referred to keeps an id, with a prefix of its own for each figure on a page.
-    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: found.group() if found.group(1) in used else "", svg)
-    prefix = hashlib.sha1(name.encode()).hexdigest()[:7]
-    return re.sub(r'(url\(#|href="#| id=")', rf"\g<1>{prefix}-", svg)
+    # Only what is referred to keeps an id: a short one, with a prefix of its own for each figure on a page.
+    prefix = "f" + hashlib.sha1(name.encode()).hexdigest()[:6]
+    used = dict.fromkeys(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
+    ids = {old: f"{prefix}-{number}" for number, old in enumerate(used)}
+    svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{ids[found[1]]}"' if found[1] in ids else "", svg)
+    return re.sub(r'(url\(#|href="#)([^")]+)', lambda found: found[1] + ids[found[2]], svg)
 
 
 def compact(svg: str) -> str:
-    """Return the SVG with coordinates to a hundredth of a point, and the style of many marks said once for all."""
-    svg = re.sub(
-        r'(?<= )(d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found.group()).replace("\n", " "), svg
-    )
+    """Return the SVG with short coordinates, the font named once, and the style of many marks said once for all."""
+    svg = re.sub(r" ?font-family: [^;\"]*sans-serif;?", "", svg)
+    svg = svg.replace("<svg ", "<svg font-family=\"'DejaVu Sans', sans-serif\" ", 1)
+    svg = re.sub(r"\n +<", "\n<", svg)
+
+    def short(found: re.Match[str]) -> str:
+        # A tenth of a point is enough for long lines; small marks need a hundredth to stay round.
+        digits = r"(\.\d)\d+" if len(found[0]) > 300 else r"(\.\d\d)\d+"
+        return re.sub(r" *\n *", " ", re.sub(digits, r"\1", found[0]))
+
+    svg = re.sub(r'(?<= )(d|x|y)="[^"]*"', short, svg)
 
     def shared(found: re.Match[str]) -> str:
         style = found.group(2)

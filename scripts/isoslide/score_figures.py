@@ -13,7 +13,7 @@ from isoslide.figures import GREY, MARKERS, PALE, STYLE, colours
 SIZE, SIZE_FLAT = (3.7, 3.9), (3.7, 3.3)
 """Of the panels here, in inches, so that they stand in rows; the flat one stands beside those of `figures.py`."""
 
-MAX_MARKS = 600
+MAX_MARKS = 360
 """Marks of a panel; of more, evenly spread ones are drawn (the table beside the figure has all)."""
 
 
