@@ -337,6 +337,8 @@ def _open(path: Path) -> openslide.AbstractSlide | tiff_levels.TiffImage:
     except OpenSlideUnsupportedFormatError:
         return _open_image(file)
     except OpenSlideError as error:
+        if "TIFF compression" in str(error):
+            return _open_image(file)
         raise SlideError(_status(str(error)), str(error)) from error
     generic = handle.properties.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff"
     if generic and tiff_levels.has_sub_resolutions(file):  # which OpenSlide would not use

@@ -54,7 +54,8 @@ class StoredLevel(Protocol):
     """What a level must offer to be read here."""
 
     layout: Layout
-    reductions: tuple[int, ...]  # 1, and the whole numbers by which its decoder can shrink a tile
+    shrinks: bool  # whether its decoder can do so well enough
+    reductions: tuple[int, ...]  # 1, and whole numbers by which a tile can shrink
 
     def decode(self, file: int, index: int, reduction: int, buffer: np.ndarray | None) -> np.ndarray:
         """Return a tile (h, w, 3) uint8 RGB, in the memory of `buffer` where possible. Raises TileError."""
@@ -131,7 +132,7 @@ class StoredTiles:
         tile = self._cache.get(key)
         if tile is not None:
             return tile, False
-        if reduction == 1 or not self._exact:
+        if reduction == 1 or (stored.shrinks and not self._exact):
             return stored.decode(self._file, index, reduction, buffer), True
         tile = stored.decode(self._file, index, 1, None)
         size = (tile.shape[1] // reduction, tile.shape[0] // reduction)

@@ -38,6 +38,7 @@ class PlainLevel:
     page: tifffile.TiffPage
     planes: int
     reductions: tuple[int, ...] = (1,)
+    shrinks: bool = False
 
     def decode(self, file: int, index: int, reduction: int, buffer: np.ndarray | None) -> np.ndarray:
         """Return a tile (h, w, 3) uint8 RGB; less of it at the right and lower edge. Raises TileError."""
