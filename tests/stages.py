@@ -43,12 +43,12 @@ class Stages:
         )
         return self.table("checks")
 
-    def tissue(self, **changes):
-        """Run segment_tissue, with two threads."""
+    def tissue(self, threads="2", **changes):
+        """Run segment_tissue."""
         segment_tissue.main(
             [
                 *("--checks", str(self.folder / "checks.tsv"), "--settings", settings("tissue", **changes)),
-                *("--results", str(self.folder / "tissue"), "--threads", "2"),
+                *("--results", str(self.folder / "tissue"), "--threads", threads),
                 *("--output", str(self.folder / "tissue.tsv")),
             ]
         )

@@ -58,6 +58,7 @@ def one(tmp_path):
 
 
 def test_each_kind_of_slide_gets_its_row(tmp_path):
+    """Complaints G-A11 (a flat TIFF), G-B3, G-C4, G-C7, G-D6."""
     slides = {
         "plain": synth.slide(tmp_path / "plain.tif"),
         "blank": synth.slide(tmp_path / "blank.tif", blobs=()),

@@ -137,6 +137,7 @@ def test_pen_beside_tissue_and_dark_frame_give_no_tiles(tmp_path):
 
 
 def test_same_tiles_at_both_resolutions(tmp_path):
+    """Complaints G-B4, G-C2."""
     made = cohort(tmp_path, half={"mpp": 0.5}, quarter={"mpp": 0.25})
     made.tile()
     half, quarter = made.read("half"), made.read("quarter")

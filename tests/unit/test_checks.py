@@ -85,6 +85,7 @@ class Pyramid:
     ids=["grows", "changes shape"],
 )
 def test_inconsistent_pyramids(levels):
+    """Complaint G-A4: a file above 4 GB read with 32-bit offsets."""
     with pytest.raises(SlideError, match="inconsistent_pyramid"):
         checks._check_pyramid(Pyramid(*levels))
 

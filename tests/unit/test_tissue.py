@@ -160,6 +160,7 @@ def test_dust_is_dropped(plain):
 
 
 def test_same_decision_at_both_resolutions():
+    """Complaint G-C2: limits are areas, not pixels."""
     blobs = ((500, 500, 300), (950, 900, 60))
     areas = [segment(overview(blobs, (1200, 1200), mpp=mpp)).tissue_mm2 for mpp in (0.5, 1.0)]
     assert areas[0] == pytest.approx(areas[1], rel=0.01)
