@@ -26,6 +26,7 @@ MARGIN_UM = 150.0  # around the tissue's box, so that patches at its edge lie in
 DETAIL_PX = 25  # structures larger than this are removed before patches are compared: nuclei count, stain does not
 SEARCH_PX = 24  # how far a patch may be off, to each side
 GLASS_SD = 4.0  # grey levels; noise of empty glass stays below, pale tissue passes 6
+MIN_NCC = 0.1  # correlation that chance is taken to reach even where the shuffled patches stay below
 EMPTY_SD = 1.0  # correlations of less are 0 / 0
 FEW_PATCHES = 12
 SMALL_PX = 128  # a patch of this side keeps 80 px for the comparison; a smaller one too few
@@ -142,9 +143,12 @@ def fine(reference: View, other: View, affine: Affine, settings: Mapping[str, An
     rough = {**settings, "max_patches": min(ROUGH_PATCHES, settings["max_patches"])}
     for um_per_px in [*rounds, target]:
         matches = measure(reference, other, straight(affine), um_per_px, rough)
-        affine = fit(matches.places, matches.found, affine, max(settings["limit_um"], 3 * um_per_px))
+        sure = matches.ncc > MIN_NCC  # an empty patch is "found" where the map puts it, and would hold it there
+        tolerance = max(settings["limit_um"], 3 * um_per_px)
+        affine = fit(matches.places[sure], matches.found[sure], affine, tolerance)
     matches = measure(reference, other, straight(affine), target, settings, null=True)
-    return fit(matches.places, matches.found, affine, settings["limit_um"]), matches
+    sure = matches.ncc > MIN_NCC
+    return fit(matches.places[sure], matches.found[sure], affine, settings["limit_um"]), matches
 
 
 def measure(
@@ -195,18 +199,35 @@ def match(fixed: np.ndarray, moving: np.ndarray) -> tuple[float, float, float]:
 def fit(places: np.ndarray, found: np.ndarray, start: Affine, tolerance_um: float) -> Affine:
     """Return the affine map places -> found, outliers left out; `start` where too few agree.
 
-    A full affine needs 6 agreeing patches, a similarity 4.
+    A full affine needs 6 agreeing patches, a similarity 4. Of those that agree to the tolerance, the ones beyond three
+    times the median distance are left out of a second fit: false matches land within the tolerance, too.
     """
     here = apply(start, places)  # the correction is a small motion, never a flip
     for estimate, fewest in ((cv2.estimateAffine2D, 6), (cv2.estimateAffinePartial2D, 4)):
         if len(places) < fewest:
             continue
-        correction, inliers = estimate(
-            here, found, method=cv2.RANSAC, ransacReprojThreshold=tolerance_um, maxIters=2000, confidence=0.999
-        )
+        correction, inliers = _agreed(estimate, here, found, tolerance_um)
         if correction is not None and inliers.sum() >= fewest and abs(correction - IDENTITY)[:, :2].max() < MAX_CHANGE:
             return compose(correction, start)
     return start
+
+
+def _agreed(
+    estimate: Callable[..., tuple[Affine | None, np.ndarray]], here: np.ndarray, found: np.ndarray, tolerance_um: float
+) -> tuple[Affine | None, np.ndarray]:
+    """Return the map that most points follow, and (n,) bool: those it was fitted to."""
+    options = {"method": cv2.RANSAC, "maxIters": 2000, "confidence": 0.999}
+    matrix, inliers = estimate(here, found, ransacReprojThreshold=tolerance_um, **options)
+    if matrix is None:
+        return None, np.zeros(len(here), bool)
+    kept = inliers[:, 0] > 0
+    distance = np.hypot(*(apply(matrix, here) - found).T)
+    close = kept & (distance <= 3 * np.median(distance[kept]))
+    if 6 <= close.sum() < kept.sum():
+        tighter, _ = estimate(here[close], found[close], ransacReprojThreshold=tolerance_um, **options)
+        if tighter is not None:
+            return tighter, close
+    return matrix, kept
 
 
 def patches(reference: View, um_per_px: float, settings: Mapping[str, Any]) -> tuple[int, np.ndarray]:

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from isoslide.registration import Matches, View, fit, raster
+from isoslide.registration import MIN_NCC, Matches, View, fit, raster
 from isoslide.registration_warp import Warp, corrected
 
 FOLDS = 5
 MIN_PATCHES = 4  # fewer cannot tell a map from chance
-MIN_NCC = 0.1  # correlation that chance is taken to reach even where the shuffled patches stay below
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,9 @@ def chance_level(null: np.ndarray) -> float:
 
 def follow(matches: Matches, kept: np.ndarray, start: Warp, settings: Mapping[str, Any]) -> Warp:
     """Return the map that the kept patches (n,) bool ask for: an affine near the start's, corrected where it helps."""
-    fitted = fit(matches.places[kept], matches.found[kept], start.affine, settings["limit_um"])
     sure = kept & (matches.ncc > chance_level(matches.null))
     places, found = matches.places[sure], matches.found[sure]
+    fitted = fit(places, found, start.affine, settings["limit_um"])
     return corrected(fitted, start, places, found, settings["limit_um"], settings["max_correction_um"])
 
 

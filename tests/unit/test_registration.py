@@ -35,7 +35,7 @@ POSES = [
     (90, False, 1.02, 0.4),
     (180, False, 1.0, 0.9),
     (270, True, 0.98, 0.5),
-    (2, False, 1.0, 0.3),
+    (2, False, 1.0, 0.35),
     (37, False, 1.08, 0.7),
     (141, True, 0.93, 0.46),
     (260.5, True, 1.0, 0.55),
@@ -91,9 +91,10 @@ def scan(picture, angle, mirrored, scale, mpp, seed=0, bend_um=0.0):
         y, x = np.mgrid[: size[1], : size[0]].astype(np.float32)
         wave = bend_um / mpp * np.sin(y * mpp / 150), bend_um / mpp * np.sin(x * mpp / 170)
         image = cv2.remap(image, x + wave[0], y + wave[1], cv2.INTER_LINEAR, borderValue=(244,) * 3)
-    light = (image.astype(np.float32) / 255) ** rng.uniform(0.85, 1.2) * rng.uniform(0.92, 1, 3)
-    light = cv2.GaussianBlur(light.astype(np.float32), (0, 0), max(0.3, 0.4 / mpp))
-    light = np.clip(light * 255 + rng.normal(0, 2, light.shape), 0, 255).astype(np.uint8)
+    curve = 255 * (np.arange(256)[:, None] / 255) ** rng.uniform(0.85, 1.2) * rng.uniform(0.92, 1, 3)
+    light = cv2.LUT(cv2.GaussianBlur(image, (0, 0), max(0.3, 0.4 / mpp)), curve.round().astype(np.uint8)[None])
+    noise = np.round(2 * rng.standard_normal(light.shape[:2], np.float32)).astype(np.int16)
+    light = np.clip(light + noise[..., None], 0, 255).astype(np.uint8)
     return Picture(cv2.imdecode(cv2.imencode(".jpg", light, [cv2.IMWRITE_JPEG_QUALITY, 75])[1], 1), mpp), affine
 
 
