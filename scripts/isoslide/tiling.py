@@ -37,10 +37,11 @@ class Batch:
     maps: dict[str, Mapping[str, Any]] = field(default_factory=dict)  # registration file -> its content
 
     @functools.cached_property
-    def code(self) -> str:
-        """The hash of the code that the tiles depend on; of the filters' only where one is on."""
-        filters = (tile_filters, tissue, quality) if tile_filters.wanted(self.settings) else ()
-        return keys.code_hash(grid, geojson, *filters)
+    def code(self) -> list[Any]:
+        """What the code is that the tiles depend on; that of the filters only where one is on."""
+        if not tile_filters.wanted(self.settings):
+            return [keys.code_hash(grid, geojson)]
+        return [keys.code_hash(grid, geojson, tile_filters, tissue, quality), slide.code()]
 
 
 def process(scan: str, batch: Batch, results: Path) -> dict[str, Any]:

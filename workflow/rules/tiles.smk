@@ -11,6 +11,8 @@ rule tile_scans:
             scripts("isoslide/registration_warp.py"),
             scripts("isoslide/tile_filters.py"),
             scripts("isoslide/tiling.py"),
+            scripts("isoslide/tissue.py"),
+            scripts("isoslide/quality.py"),
         ],
         checks="results/status/checks/{batch}.tsv",
         tissue="results/status/tissue/{batch}.tsv",
