@@ -14,8 +14,9 @@ OPTIONAL = ("specimen", "patient", "site", "stain", "mpp", "mpp_override", "refe
 SPLITS = ("", "train", "tune", "test")
 SLIDE_COLUMNS = ("scan", "path", "scanner", "specimen", "mpp", "mpp_override", "reference")  # of the slide stages
 DEMO_SLIDES = "results/demo/"  # scans under this folder are made by the rule make_demo, so need not exist yet
-# File names are made of ids. Anything printable is allowed but separators, wildcards' braces and leading dots.
-BAD_ID = re.compile(r"^\.|[/\\{}\x00-\x1f\x7f]|^$")
+# File names are made of ids. Anything printable is allowed but separators, wildcards' braces, leading dots (such files
+# are hidden) and leading dashes (they read as options).
+BAD_ID = re.compile(r"^[.-]|[/\\{}\x00-\x1f\x7f]|^$")
 
 
 class SheetError(ValueError):
@@ -137,7 +138,7 @@ def _check_ids(table: pd.DataFrame, path: str) -> None:
         if len(bad):
             raise SheetError(
                 f"{path} line {bad.index[0]}: {name} {bad[name].iloc[0]!r}: ids become file names, so they may not be "
-                r"empty, start with a dot, or hold / \ { } or control characters: rename it"
+                r"empty, start with . or -, or hold / \ { } or control characters: rename it"
             )
         long = table[table[name].map(lambda text: len(text.encode())) > 200]
         if len(long):
