@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -144,12 +145,12 @@ class Slide:
 
     @functools.cached_property
     def _to_srgb(self) -> icc.Transform | None:
-        profile = self._handle.color_profile if self.reading.icc == "srgb" else None
-        if profile is None:
+        if self.reading.icc == "ignore":
             return None
         try:
-            return icc.to_srgb(profile)
-        except ImageCms.PyCMSError as error:
+            profile = self._handle.color_profile
+            return icc.to_srgb(profile) if profile else None
+        except (ImageCms.PyCMSError, OSError) as error:
             raise SlideError("unreadable", f"its colour profile cannot be used: {error}") from error
 
     def _plan(self, matrices: np.ndarray, size: tuple[int, int]) -> Iterator[tuple["_Source", np.ndarray, np.ndarray]]:
@@ -332,6 +333,8 @@ def _open(path: Path) -> openslide.AbstractSlide | tiff_levels.TiffImage:
     if path.suffix.lower() == ".mrxs" and not companion.is_dir():
         raise SlideError("unreadable", f"a .mrxs file needs the folder {companion.name} beside it: copy that too")
     file = slide_file(path)
+    if not os.access(file, os.R_OK):
+        raise SlideError("unreadable", f"no right to read {file}")
     try:
         handle = openslide.OpenSlide(file)
     except OpenSlideUnsupportedFormatError:
@@ -355,9 +358,7 @@ def _open_image(path: Path) -> openslide.ImageSlide | tiff_levels.TiffImage:
     try:
         if is_tiff:
             return tiff_levels.open_image(path)
-        handle = openslide.ImageSlide(path)
-        handle.read_region((0, 0), 0, (1, 1))  # decodes the image, once, before threads come
-        return handle
+        image = Image.open(path)
     except tiff_levels.TiffError as error:
         raise SlideError(_status(str(error)), str(error)) from error
     except UnidentifiedImageError as error:
@@ -365,8 +366,20 @@ def _open_image(path: Path) -> openslide.ImageSlide | tiff_levels.TiffImage:
     except Image.DecompressionBombError as error:
         reason = "an image of this size must be a tiled TIFF: convert it"
         raise SlideError("unreadable", f"{error}: {reason}") from error
+    try:
+        image.load()  # once, before threads come
     except (OSError, SyntaxError) as error:  # PIL's word for a broken PNG
+        image.close()
         raise SlideError("unreadable", str(error)) from error
+    return _Picture(image)
+
+
+class _Picture(openslide.ImageSlide):
+    """An image that PIL has decoded, and closes with the slide."""
+
+    def __init__(self, image: Image.Image):
+        super().__init__(image)
+        self._close = True
 
 
 def _status(message: str) -> str:

@@ -121,15 +121,15 @@ def open_image(path: Path) -> TiffImage:
             pages.sort(key=lambda page: -page.imagewidth)
             levels = [_jpeg(page, tiff) or _plain(page) for page in pages]
             mpp = _ome_mpp(tiff.ome_metadata) if tiff.is_ome else _tag_mpp(first)
-            icc = first.tags.get(34675)
+            icc = first.tags.valueof("InterColorProfile")
     except (tifffile.TiffFileError, ValueError, OSError) as error:
         raise TiffError(f"no TIFF file that can be read ({error})") from error
     properties = {openslide.PROPERTY_NAME_VENDOR: "ome-tiff" if tiff.is_ome else "tiff"}
     if mpp:
         properties |= {openslide.PROPERTY_NAME_MPP_X: repr(mpp[0]), openslide.PROPERTY_NAME_MPP_Y: repr(mpp[1])}
     if icc:
-        properties["openslide.icc-size"] = str(len(icc.value))
-    return TiffImage(levels, properties, icc.value if icc else None)
+        properties["openslide.icc-size"] = str(len(icc))
+    return TiffImage(levels, properties, icc)
 
 
 def _jpeg(page: tifffile.TiffPage, tiff: tifffile.TiffFile) -> jpeg_tiles.JpegLevel | None:

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import synth
+from PIL import Image
 
 from isoslide.slide import Reading, Slide, SlideError, open_checked
 
@@ -150,3 +151,39 @@ def test_transparent_pixels_show_the_background():
     out = np.empty((1, 3, 3), np.uint8)
     on_background(rgba, (255, 255, 255), out)
     assert out.tolist() == [[[10, 20, 30], [255, 255, 255], [177, 177, 177]]]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_pictures_with_a_scale_from_the_sheet(tmp_path, suffix):
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(image).save(path)
+    with pytest.raises(SlideError, match="no_mpp"):
+        Slide(path)
+    with Slide(path, (0.5, 0.5)) as slide:
+        assert slide.size_um == (60, 45)
+        found = slide.read(np.array([[0.5, 0, -5], [0, 0.5, 0]]), (130, 90))
+        assert (found[:, :10] == 255).all()
+        np.testing.assert_array_equal(found[:, 10:], np.asarray(Image.open(path)))
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(SlideError, match="unreadable"):
+        Slide(path, (0.5, 0.5))
+
+
+def test_a_picture_too_large_for_pil_is_named(tmp_path, monkeypatch):
+    Image.new("L", (100, 100)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(SlideError, match="must be a tiled TIFF: convert it"):
+        Slide(tmp_path / "a.png", (0.5, 0.5))
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("isoslide.slide.os.access", lambda path, mode: False)
+    with pytest.raises(SlideError, match="unreadable: no right to read"):
+        Slide(RESOURCE)
+
+
+def test_a_mrxs_file_without_its_folder_is_named(tmp_path):
+    (tmp_path / "case 1.mrxs").write_bytes(b"x")
+    with pytest.raises(SlideError, match=r"needs the folder case 1 beside it"):
+        Slide(tmp_path / "case 1.mrxs")
