@@ -226,21 +226,40 @@ def compact(svg: str) -> str:
     """Return the SVG with short coordinates, the font named once, and the style of many marks said once for all."""
     svg = re.sub(r" ?font-family: [^;\"]*sans-serif;?", "", svg)
     svg = svg.replace("<svg ", "<svg font-family=\"'DejaVu Sans', sans-serif\" ", 1)
-    svg = re.sub(r"\n +<", "\n<", svg)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
 
     def short(found: re.Match[str]) -> str:
         # A tenth of a point is enough for long lines; small marks need a hundredth to stay round.
         digits = r"(\.\d)\d+" if len(found[0]) > 300 else r"(\.\d\d)\d+"
-        return re.sub(r" *\n *", " ", re.sub(digits, r"\1", found[0]))
+        return re.sub(r"\s+", " ", re.sub(digits, r"\1", found[0])).replace(' "', '"')
 
     svg = re.sub(r'(?<= )(d|x|y)="[^"]*"', short, svg)
 
     def shared(found: re.Match[str]) -> str:
-        style = found.group(2)
-        marks = found.group(1).replace(f' style="{style}"', "")
-        return f'<g style="{style}">\n{marks}</g>\n' if found.group(1).count("<use") > 1 else found.group(1)
+        if found[1].count("<use") < 2:
+            return found[1]
+        style = f' style="{found[2]}"'
+        return f"<g{style}>\n{found[1].replace(style, '')}</g>\n"
 
-    return re.sub(r'((?:\s*<use [^>]*? style="([^"]*)"/>\n)(?:\s*<use [^>]*? style="\2"/>\n)*)', shared, svg)
+    svg = re.sub(r"\n\s+<", "\n<", svg)
+    svg = re.sub(r'((?:<use [^>]*? style="([^"]*)"/>\n)(?:<use [^>]*? style="\2"/>\n)*)', shared, svg)
+    return _without_bare_groups(svg)
+
+
+def _without_bare_groups(svg: str) -> str:
+    """Return the SVG without groups that say nothing; each tag of a group stands on a line of its own."""
+    lines, kept = [], []
+    for line in svg.split("\n"):
+        if line == "<g/>":
+            continue
+        if line == "<g>" or (line.startswith("<g ") and not line.endswith("/>")):
+            kept.append(line != "<g>")
+            if not kept[-1]:
+                continue
+        if line == "</g>" and not kept.pop():
+            continue
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _rows_axis(axes: Axes, labels: list[str], pad: float = 0.5) -> None:

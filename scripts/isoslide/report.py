@@ -31,6 +31,9 @@ PACKAGES = (
     "opencv-python-headless",
 )
 
+MAX_FOREST = 40
+"""Rows of a forest plot; with more it shows the first arm with both robustness losses only."""
+
 UNFOLDED = 4
 """Tasks times encoders up to which every section stands open on the page."""
 
@@ -115,6 +118,10 @@ def forests(run: Run, readings: list[dict[str, Any]], draw: Draw) -> list[Drawin
     cases = zip(table["task"], table["encoder"], table["arm"], strict=True)
     table["label"] = [f"{case_name(run, task, encoder)}: {arm}" for task, encoder, arm in cases]
     table["flag"] = table["collapsed"]
+    both = [name for name, arm in run.config["arms"].items() if arm.get("embedding_weight") and arm.get("score_weight")]
+    shown = [*both, *robust_arms(run)][:1]
+    if len(table) > 2 * MAX_FOREST and shown:
+        table = table[table["arm"].isin(shown)]
     columns = ["label", "task", "encoder", "arm", "control", "metric", "difference", "low", "high", "p", "holm", "flag"]
     result = []
     for name, title, xlabel in (
@@ -129,6 +136,8 @@ def forests(run: Run, readings: list[dict[str, Any]], draw: Draw) -> list[Drawin
             "task", kind="stable"
         )
         caption = f"Arm minus {control}, with the {level} interval over patients. (!) = collapsed: means nothing."
+        if len(readings) > len(table):
+            caption += f" Only {shown[0]}, for space; every arm is in the table below."
         result.append(draw(f"forest-{name}", figures.forest(rows, title, xlabel), rows, caption))
     return result
 

@@ -146,3 +146,20 @@ def test_names_that_look_like_markup_are_escaped(run):
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)" in page
     assert "<i>" not in page
+
+
+def test_a_forest_of_many_rows_shows_one_arm(run):
+    rows = [
+        {"task": task, "encoder": "e", "arm": arm, "control": "paired", "metric": name, "name": name}
+        | {"difference": 0.1, "low": 0.0, "high": 0.2, "p": 0.5, "holm": 1.0, "collapsed": ""}
+        for task in (f"t{i}" for i in range(25))
+        for arm in ("mixed", "robust")
+        for name in ("inconsistency", "auc")
+    ]
+    drawn = []
+    report.forests(run, rows, lambda *parts: drawn.append(parts))
+    assert [set(table["arm"]) for _, _, table, _ in drawn] == [{"robust"}] * 2
+    assert all("Only robust, for space" in caption for *_, caption in drawn)
+    drawn.clear()
+    report.forests(run, rows[:8], lambda *parts: drawn.append(parts))
+    assert set(drawn[0][2]["arm"]) == {"mixed", "robust"}
