@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,27 +10,17 @@ from typing import Any, Self
 import cv2
 import numpy as np
 import openslide
-from openslide import OpenSlideError, OpenSlideUnsupportedFormatError
-from PIL import Image, ImageCms, UnidentifiedImageError
+from openslide import OpenSlideError
+from PIL import ImageCms
 
-from isoslide import icc, jpeg_tiles, keys, openslide_fast, stored_tiles, tiff_levels
+from isoslide import icc, jpeg_tiles, keys, openslide_fast, slide_files, stored_tiles, tiff_levels
+from isoslide.slide_files import SlideError, slide_file
+from isoslide.stored_tiles import StoredTiles
 
 Affine = np.ndarray  # (2, 3)
 
 MAX_CROP_PX = 8192  # per side, of what is decoded at once; also keeps cv2.warpAffine below its 32,767 px limit
 ON_GRID_PX = 1e-3  # a map that misses whole pixels by less is a plain copy: 0.3 grey levels at the sharpest edge
-TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-CODEC_WORDS = ("compression", "transfer syntax", "photometric", "8-bit")
-OPENSLIDE_CACHE = 128 * 2**20  # bytes; its own 32 MB hold less than a row of tiles of a wide slide
-
-
-class SlideError(Exception):
-    """A slide, or a part of it, cannot be used. The one error that batch jobs turn into a status row."""
-
-    def __init__(self, status: str, reason: str):
-        super().__init__(f"{status}: {reason}")
-        self.status = status
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ class Slide:
     def __init__(self, path: str | Path, mpp: tuple[float, float] | None = None, reading: Reading | None = None):
         self.path = Path(path)
         self.reading = reading or Reading()
-        self._handle = _open(self.path)
+        self._handle = slide_files.open_file(self.path)
         properties = self._handle.properties
         self.mpp = mpp or file_mpp(properties)
         if self.mpp is None:
@@ -74,7 +63,8 @@ class Slide:
         self.background = tuple(bytes.fromhex(colour))
         self.properties = properties
         self.levels = list(zip(self._handle.level_dimensions, self._handle.level_downsamples, strict=True))
-        self._stored = _stored(self.path, self._handle, self.reading)
+        exact = self.reading.downsampling == "exact"
+        self._stored = StoredTiles(slide_file(self.path), slide_files.stored_levels(self.path, self._handle), exact)
 
     def __enter__(self) -> Self:
         """Return the slide itself."""
@@ -291,7 +281,7 @@ def _unreadable(error: Exception, level: int, place: tuple[int, int], size: tupl
 def code(reading: Reading | None = None) -> dict[str, Any]:
     """Return what decides which pixels `Slide.read` gives: the hash of the code, and the settings."""
     modules = (stored_tiles, jpeg_tiles, tiff_levels, openslide_fast, icc)
-    return {"code": keys.code_hash(Slide, _Source, _stored, *modules), **asdict(reading or Reading())}
+    return {"code": keys.code_hash(Slide, _Source, slide_files.stored_levels, *modules), **asdict(reading or Reading())}
 
 
 def file_mpp(properties: Mapping[str, str]) -> tuple[float, float] | None:
@@ -314,87 +304,3 @@ def open_checked(row: Mapping[str, Any], reading: Reading | None = None) -> Slid
         slide.close()
         raise SlideError("changed", f"{slide.size} px, but {row['width']} x {row['height']} px when it was checked")
     return slide
-
-
-def slide_file(path: Path) -> Path:
-    """Return the file to open: the path itself, or of a DICOM folder the largest file, which is of level 0."""
-    if not path.is_dir():
-        return path
-    files = sorted(path.glob("*.dcm"), key=lambda file: (-file.stat().st_size, file.name))
-    if not files:
-        raise SlideError("unreadable", "a folder without .dcm files: name the slide's file")
-    return files[0]
-
-
-def _open(path: Path) -> openslide.AbstractSlide | tiff_levels.TiffImage:
-    if not path.exists():
-        raise SlideError("missing", f"no file {path}")
-    companion = path.with_suffix("")
-    if path.suffix.lower() == ".mrxs" and not companion.is_dir():
-        raise SlideError("unreadable", f"a .mrxs file needs the folder {companion.name} beside it: copy that too")
-    file = slide_file(path)
-    if not os.access(file, os.R_OK):
-        raise SlideError("unreadable", f"no right to read {file}")
-    try:
-        handle = openslide.OpenSlide(file)
-    except OpenSlideUnsupportedFormatError:
-        return _open_image(file)
-    except OpenSlideError as error:
-        if "TIFF compression" in str(error):
-            return _open_image(file)
-        raise SlideError(_status(str(error)), str(error)) from error
-    generic = handle.properties.get(openslide.PROPERTY_NAME_VENDOR) == "generic-tiff"
-    if generic and tiff_levels.has_sub_resolutions(file):  # which OpenSlide would not use
-        handle.close()
-        return _open_image(file)
-    handle.set_cache(openslide.OpenSlideCache(OPENSLIDE_CACHE))
-    return handle
-
-
-def _open_image(path: Path) -> openslide.ImageSlide | tiff_levels.TiffImage:
-    """Open a file that is no slide of OpenSlide's."""
-    with open(path, "rb") as file:
-        is_tiff = file.read(4) in TIFF_STARTS
-    try:
-        if is_tiff:
-            return tiff_levels.open_image(path)
-        image = Image.open(path)
-    except tiff_levels.TiffError as error:
-        raise SlideError(_status(str(error)), str(error)) from error
-    except UnidentifiedImageError as error:
-        raise SlideError("unreadable", "a format that OpenSlide does not know, or a damaged header") from error
-    except Image.DecompressionBombError as error:
-        reason = "an image of this size must be a tiled TIFF: convert it"
-        raise SlideError("unreadable", f"{error}: {reason}") from error
-    try:
-        image.load()  # once, before threads come
-    except (OSError, SyntaxError) as error:  # PIL's word for a broken PNG
-        image.close()
-        raise SlideError("unreadable", str(error)) from error
-    return _Picture(image)
-
-
-class _Picture(openslide.ImageSlide):
-    """An image that PIL has decoded, and closes with the slide."""
-
-    def __init__(self, image: Image.Image):
-        super().__init__(image)
-        self._close = True
-
-
-def _status(message: str) -> str:
-    """Name what a reader has refused: a codec is another matter than damage."""
-    return "unsupported_codec" if any(word in message.lower() for word in CODEC_WORDS) else "unreadable"
-
-
-def _stored(
-    path: Path, handle: openslide.AbstractSlide | tiff_levels.TiffImage, reading: Reading
-) -> stored_tiles.StoredTiles:
-    """Return the levels whose tiles can be decoded straight from the file."""
-    if isinstance(handle, tiff_levels.TiffImage):
-        levels = handle.levels
-    elif isinstance(handle, openslide.OpenSlide):
-        levels = tiff_levels.of_openslide(slide_file(path), handle)
-    else:
-        levels = [None]
-    return stored_tiles.StoredTiles(slide_file(path), levels, exact=reading.downsampling == "exact")

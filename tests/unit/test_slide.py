@@ -178,7 +178,7 @@ def test_a_picture_too_large_for_pil_is_named(tmp_path, monkeypatch):
 
 
 def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("isoslide.slide.os.access", lambda path, mode: False)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(SlideError, match="unreadable: no right to read"):
         Slide(RESOURCE)
 

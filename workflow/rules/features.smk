@@ -9,6 +9,7 @@ rule extract_features:
             scripts("isoslide/encoders.py"),
             scripts("isoslide/features.py"),
             scripts("isoslide/slide.py"),
+            scripts("isoslide/slide_files.py"),
             scripts("isoslide/stored_tiles.py"),
             scripts("isoslide/jpeg_tiles.py"),
             scripts("isoslide/tiff_levels.py"),
