@@ -15,7 +15,8 @@ def test_a_small_run_measures_every_reader(tmp_path, caplog):
     assert "(1.00)" in rows["JPEG decoder alone (libjpeg-turbo)"]
     assert {"isoslide, fast", "isoslide, exact", "isoslide, through OpenSlide", "PIL bicubic"} <= set(rows)
     exact, fast = (float(rows[f"isoslide, {way}"].split(" | ")[-1].split()[0]) for way in ("exact", "fast"))
-    assert exact > 55 or fast > 40
+    assert exact > 55
+    assert fast > 40
 
 
 def test_the_slide_is_an_aperio_pyramid(tmp_path):
