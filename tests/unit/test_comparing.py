@@ -28,9 +28,9 @@ def swapped(ours: pd.DataFrame, theirs: pd.DataFrame, names: set[str]) -> tuple[
 
 @pytest.mark.parametrize(("kind", "metric"), [("binary", "auc"), ("survival", "c_index"), ("binary", "inconsistency")])
 def test_permuted_differences_equal_evaluating_the_exchanged_tables(kind, metric):
-    ours, theirs = predictions("robust", kind), predictions("paired", kind)
+    ours, theirs = (predictions(arm, kind).query("seed < 3") for arm in ("robust", "paired"))
     columns = {name: i for i, name in enumerate(sorted(ours["patient"].unique()))}
-    swaps = comparing.draw_swaps(len(columns), 3, np.random.default_rng(0))
+    swaps = comparing.draw_swaps(len(columns), 2, np.random.default_rng(0))
     found = comparing.permuted_difference(ours, theirs, metric, swaps, columns)
     for row, value in zip(swaps, found, strict=True):
         names = {name for name, column in columns.items() if row[column]}
