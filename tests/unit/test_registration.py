@@ -25,7 +25,7 @@ SETTINGS = {
     "max_patches": 60,
     "scale_tolerance": 0.1,
     "min_agreement": 0.5,
-    "min_ncc": 0.6,
+    "min_ncc": 0.7,
     "max_correction_um": 20,
     "min_overlap": 0.6,
 }
