@@ -7,7 +7,7 @@ within each model. Inconsistency and ICC take the specimens that have all scanne
 has, inconsistency takes those with two or more scans, and the row says so.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
@@ -15,110 +15,10 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from isoslide import metrics, survival, uncertainty, weighted
+from isoslide import metrics, uncertainty, weighted
+from isoslide.measures import METRICS, Metric
 
 Floats = np.ndarray
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric: how it is computed, from what, and how the report names it.
-
-    Attributes:
-        takes: `labels` (y or time and event, with scores), `censored` (the same with G(t-)), `scores`, `specimens`,
-            `pairs` or `matrix`.
-        better: +1 where higher is better, -1 where lower is, 0 where neither.
-        task: the kind of task it is for; empty = any.
-        threshold: whether it takes the threshold of the decision.
-        bounds: least and greatest possible value.
-    """
-
-    name: str
-    title: str
-    plain: Callable[..., float]
-    weighted: Callable[..., weighted.Estimate]
-    takes: str
-    better: int
-    task: str = ""
-    threshold: bool = False
-    bounds: tuple[float, float] = (0, 1)
-
-
-METRICS = (
-    Metric("auc", "AUC", metrics.auc, weighted.auc, "labels", 1, "binary"),
-    Metric("c_index", "c-index", metrics.c_index, weighted.c_index, "labels", 1, "survival"),
-    Metric(
-        "balanced_accuracy",
-        "balanced accuracy",
-        metrics.balanced_accuracy,
-        weighted.balanced_accuracy,
-        "labels",
-        1,
-        "binary",
-        threshold=True,
-    ),
-    Metric(
-        "average_precision",
-        "average precision",
-        metrics.average_precision,
-        weighted.average_precision,
-        "labels",
-        1,
-        "binary",
-    ),
-    Metric("uno_c", "c-index (Uno)", survival.uno_c, weighted.uno_c, "censored", 1, "survival"),
-    Metric(
-        "log_hazard_ratio",
-        "log hazard ratio, high risk",
-        survival.log_hazard_ratio,
-        weighted.log_hazard_ratio,
-        "labels",
-        1,
-        "survival",
-        threshold=True,
-        bounds=(-np.inf, np.inf),
-    ),
-    Metric(
-        "calibration_error",
-        "calibration error",
-        metrics.calibration_error,
-        weighted.calibration_error,
-        "labels",
-        -1,
-        "binary",
-    ),
-    Metric("brier", "Brier score", metrics.brier, weighted.brier, "labels", -1, "binary"),
-    Metric(
-        "inconsistency",
-        "inconsistency",
-        metrics.inconsistency,
-        weighted.inconsistency,
-        "specimens",
-        -1,
-        bounds=(0, np.inf),
-    ),
-    Metric("icc", "ICC(2,1)", metrics.icc21, weighted.icc21, "matrix", 1, bounds=(-1, 1)),
-    Metric("ccc", "concordance (Lin)", metrics.lin_ccc, weighted.lin_ccc, "pairs", 1, bounds=(-1, 1)),
-    Metric("agreement", "class agreement", metrics.agreement, weighted.agreement, "pairs", 1, threshold=True),
-    Metric("kappa", "kappa", metrics.kappa, weighted.kappa, "pairs", 1, threshold=True, bounds=(-1, 1)),
-    Metric("rmse", "RMSE", metrics.rmse, weighted.rmse, "pairs", -1, bounds=(0, np.inf)),
-    Metric(
-        "scaled_difference",
-        "mean difference / SD",
-        metrics.scaled_difference,
-        weighted.scaled_difference,
-        "pairs",
-        -1,
-        bounds=(0, np.inf),
-    ),
-    Metric("spread", "SD of scores", metrics.spread, weighted.spread, "scores", 0, bounds=(0, np.inf)),
-)
-
-
-BY_NAME = {metric.name: metric for metric in METRICS}
-
-
-MAIN = {"binary": "auc", "survival": "c_index"}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from isoslide import comparing, survival, uncertainty
-from isoslide.estimates import BY_NAME, MAIN, Estimates, Floats, estimate_arm
+from isoslide.estimates import Estimates, Floats, estimate_arm
+from isoslide.measures import BY_NAME, MAIN
 from isoslide.metrics import Undefined
 
 OK = "ok"

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from isoslide.estimates import MAIN
+from isoslide.measures import MAIN
 
 FEATURE_TITLES = {
     "top1": "same place found first",

@@ -9,8 +9,8 @@ import pandas as pd
 from PIL import Image
 
 from isoslide import cohort, evaluation, figures, score_sections, wording
-from isoslide.estimates import BY_NAME, METRICS
 from isoslide.feature_sections import metadata_part
+from isoslide.measures import BY_NAME, METRICS
 from isoslide.run import Draw, Drawing, Result, Run, arms_of, main_metric
 
 STRIPS = ("inconsistency", "rmse", "agreement", "spread", "brier", "uno_c")

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from isoslide import comparing, evaluation
-from isoslide.estimates import BY_NAME
+from isoslide.measures import BY_NAME
 
 MINUS = "−"
 

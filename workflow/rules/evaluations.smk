@@ -11,6 +11,7 @@ rule evaluate_predictions:
             scripts("isoslide/comparing.py"),
             scripts("isoslide/estimates.py"),
             scripts("isoslide/evaluation.py"),
+            scripts("isoslide/measures.py"),
             scripts("isoslide/metrics.py"),
             scripts("isoslide/survival.py"),
             scripts("isoslide/uncertainty.py"),
