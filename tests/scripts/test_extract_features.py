@@ -79,6 +79,42 @@ def test_batch_size_and_threads_do_not_matter(batch, tmp_path):
         np.testing.assert_allclose(a["features"][()], b["features"][()], atol=2e-3, rtol=2e-3)
 
 
+def test_the_order_of_reading_does_not_show(batch, tmp_path, monkeypatch):
+    rows = run(batch, tmp_path / "1")
+    monkeypatch.setattr(features, "BLOCK", 2)
+    assert features._reading_order(np.array([0, 1, 2, grid.ROW, grid.ROW + 1])).tolist() == [0, 1, 3, 4, 2]
+    blocks = run(batch, tmp_path / "2", "--batch-size=2")
+    with h5py.File(rows.loc["a", "path"]) as a, h5py.File(blocks.loc["a", "path"]) as b:
+        np.testing.assert_array_equal(a["tile_ids"], b["tile_ids"])
+        np.testing.assert_allclose(a["features"][()], b["features"][()], atol=2e-3, rtol=2e-3)
+
+
+def test_another_way_of_reading_makes_features_again(batch, tmp_path):
+    first = run(batch, tmp_path).loc["a", "key"]
+    same = run(batch, tmp_path, '--reading={"icc": "ignore", "downsampling": "fast"}').loc["a", "key"]
+    other = run(batch, tmp_path, '--reading={"downsampling": "exact"}').loc["a", "key"]
+    assert first == same != other
+
+
+def test_a_damaged_tile_is_the_scans_status(batch, tmp_path):
+    checks = status.read(batch / "checks.tsv")
+    path = tmp_path / "bad.tif"
+    with Slide(checks.loc[0, "path"]) as slide:
+        layout = slide._stored.levels[0].layout
+    data = bytearray(Path(checks.loc[0, "path"]).read_bytes())
+    index = 900 // 256 * layout.columns + 1300 // 256  # the turn carries tile 1 to (1400, 824) px
+    data[layout.offsets[index] : layout.offsets[index] + layout.lengths[index]] = bytes(layout.lengths[index])
+    path.write_bytes(data)
+    folder = tmp_path / "batch"
+    status.write(folder / "checks.tsv", checks.assign(path=str(path)).to_dict("records"))
+    status.write(folder / "tiles.tsv", status.read(batch / "tiles.tsv").to_dict("records"))
+    row = run(folder, tmp_path / "out", "--threads=2").loc["a"]
+    assert row["status"] == "partly_unreadable"
+    assert "no JPEG start marker" in row["reason"]
+    assert "level-0 px (1280, 768)" in row["reason"]
+    assert not (tmp_path / "out/a.h5").exists()
+
+
 def test_what_stands_is_kept_and_what_is_damaged_is_made_again(batch, tmp_path):
     path = Path(run(batch, tmp_path).loc["a", "path"])
     good, time = path.read_bytes(), path.stat().st_mtime_ns
