@@ -84,6 +84,17 @@ def registration_errors(table: pd.DataFrame) -> pd.DataFrame:
     return rows[["scan", "specimen", "scanner", "error_um"]].reset_index(drop=True)
 
 
+def unpaired(table: pd.DataFrame) -> pd.DataFrame:
+    """Return, for each `scanner` how many scans are `registered` and how many `refused` (used alone, never as a pair).
+
+    Args:
+        table: status table of the registrations; scans that an earlier stage gave up are in neither column.
+    """
+    counts = pd.crosstab(table["scanner"], table["status"])
+    counts = counts.reindex(columns=["ok", "not_registered"], fill_value=0)
+    return counts.set_axis(["registered", "refused"], axis=1).rename_axis(columns=None).reset_index()
+
+
 def examples(errors: pd.DataFrame, number: int = 6) -> list[tuple[str, float]]:
     """Return specimens to look at with their largest error: the worst half of `number`, then the ones in the middle."""
     worst = errors.groupby("specimen")["error_um"].max().sort_values(ascending=False, kind="stable")

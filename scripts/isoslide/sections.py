@@ -224,7 +224,8 @@ def registration_part(run: Run, draw: Draw) -> dict[str, Any] | None:
     return {
         "figure": draw("registration", figure, errors, "Every scan that was laid onto its specimen's reference scan."),
         "median": float(errors["error_um"].median()),
-        "above": int((errors["error_um"] > limit).sum()),
+        "refused": int((table["status"] == "not_registered").sum()),
+        "by_scanner": cohort.unpaired(table),
         "number": len(errors),
         "limit": limit,
         "pictures": pictures,

@@ -50,6 +50,15 @@ def test_counts_by_scanner():
     assert counts.loc["D", "scans"] == 70
 
 
+def test_scans_without_a_pair_are_counted_by_scanner():
+    counts = cohort.unpaired(STAGES["registrations"])
+    refused = STAGES["registrations"].query("status == 'not_registered'")["scanner"].value_counts()
+    assert counts["refused"].sum() == refused.sum() > 0
+    for row in counts.itertuples():
+        own = STAGES["registrations"].query("scanner == @row.scanner")["status"]
+        assert (row.registered, row.refused) == ((own == "ok").sum(), (own == "not_registered").sum())
+
+
 def test_registration_errors_leave_out_the_reference():
     errors = cohort.registration_errors(STAGES["registrations"])
     assert "B" not in set(errors["scanner"])
