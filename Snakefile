@@ -113,6 +113,8 @@ rule evaluations:
             task=TASKS,
             encoder=ENCODERS,
         ),
+        expand("results/evaluations/features/{encoder}.tsv", encoder=ENCODERS),
+        expand("results/evaluations/metadata/{task}.tsv", task=TASKS),
 
 
 rule heatmaps:
