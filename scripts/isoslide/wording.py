@@ -1,7 +1,8 @@
 """What the numbers say, in words: one place that decides when a difference may be called one.
 
-The rule: a difference is named only when its interval excludes 0; anything else is "no difference shown", which is not
-"no difference". A collapsed arm is named as such and its robustness figures are never read.
+The rule: a difference is named only when its interval excludes 0 and its p, adjusted for the number of comparisons, is
+small enough; anything else is "no difference shown", which is not "no difference". A collapsed arm is named as such and
+its robustness figures are never read.
 """
 
 import math
@@ -14,6 +15,7 @@ from isoslide import comparing, evaluation
 from isoslide.measures import BY_NAME
 
 MINUS = "−"
+ONLY_INTERVAL = "the interval excludes 0, the adjusted p does not"
 
 
 def number(value: float, digits: int = 3, sign: bool = False) -> str:
@@ -79,6 +81,7 @@ def readings(
                     "seeds": seeds,
                     "p": row.get("p", math.nan),
                     "level": f"{100 * level:g} %",
+                    "alpha": 1 - level,
                     "verdict": verdict(row),
                     "reads": f"means nothing: collapsed ({collapsed})" if collapsed else reads,
                     "collapsed": collapsed,
@@ -135,13 +138,20 @@ def summary(arm: str, control: str, claims: list[tuple[str, list[dict[str, Any]]
 
 
 def adjust(readings: list[dict[str, Any]]) -> None:
-    """Add `holm` to readings of several tasks and encoders: p adjusted over all of them, by arm and metric."""
+    """Add `holm` to readings of several tasks and encoders: p adjusted over all of them, by arm and metric.
+
+    A difference whose adjusted p is not below 1 - level is not named any more, whatever its interval.
+    """
     families: dict[tuple[str, bool], list[dict[str, Any]]] = {}
     for row in readings:
         families.setdefault((row["arm"], row["name"] == "inconsistency"), []).append(row)
     for rows in families.values():
         for row, adjusted in zip(rows, comparing.holm([row["p"] for row in rows]), strict=True):
             row["holm"], row["family"] = float(adjusted), len(rows)
+            if adjusted >= row["alpha"] and not row["verdict"].startswith("no"):
+                row["verdict"] = "no difference shown"
+                if not row["collapsed"]:
+                    row["reads"] = f"no difference shown: {ONLY_INTERVAL}"
 
 
 def p_text(p: float) -> str:
@@ -177,6 +187,8 @@ def _clause(row: dict[str, Any]) -> str:
     numbers = f"{number(row['ours'])} against {number(row['theirs'])}, change {change}"
     limits = f"{row['level']} interval {interval(row['low'], row['high'], sign=True)}"
     shown = row["verdict"] if row["verdict"].startswith("no ") else f"{row['verdict']}, the interval excludes 0"
+    if ONLY_INTERVAL in row["reads"]:
+        shown += f" ({ONLY_INTERVAL})"
     if "spread over seeds" in row["reads"]:
         shown += ", but the change is smaller than the spread over seeds"
     if math.isfinite(row.get("holm", math.nan)):

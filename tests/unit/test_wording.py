@@ -107,7 +107,7 @@ def test_numbers(value, sign, text):
 
 def test_p_is_adjusted_over_tasks_and_encoders_of_an_arm():
     rows = [
-        {"arm": arm, "name": name, "p": p}
+        {"arm": arm, "name": name, "p": p, "verdict": "better", "reads": "", "collapsed": "", "alpha": 0.05}
         for arm, name, p in [
             ("robust", "inconsistency", 0.0004),
             ("robust", "inconsistency", 0.02),
@@ -125,3 +125,19 @@ def test_p_is_adjusted_over_tasks_and_encoders_of_an_arm():
     text = wording.sentence(read_)
     assert "(95 % interval −0.200 to −0.050, p < 0.001): more consistent" in text
     assert "(95 % interval −0.010 to +0.050, p = 1.000): no difference shown" in text
+
+
+def test_a_difference_that_does_not_survive_the_correction_is_not_named():
+    row = {"arm": "robust", "name": "auc", "metric": "AUC", "verdict": "better", "reads": "better", "collapsed": ""}
+    row |= {"difference": 0.06, "low": 0.01, "high": 0.11, "ours": 0.87, "theirs": 0.81, "level": "95 %", "alpha": 0.05}
+    rows = [row | {"p": 0.045, "untrained": 0}, row | {"p": 0.4, "untrained": 0}]
+    wording.adjust(rows)
+    assert rows[0]["holm"] == pytest.approx(0.09)
+    assert rows[0]["verdict"] == "no difference shown"
+    assert (
+        "(95 % interval +0.010 to +0.110, p = 0.090): no difference shown (the interval excludes 0, the adjusted p"
+        in (wording.sentence(rows[:1]))
+    )
+    kept = [row | {"p": 0.01, "untrained": 0}, row | {"p": 0.4, "untrained": 0}]
+    wording.adjust(kept)
+    assert kept[0]["verdict"] == "better"
