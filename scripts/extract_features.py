@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from isoslide import cli, device, registry, status
+from isoslide import atomic, cli, device, registry, status
 from isoslide.slide import SlideError
 
 
@@ -38,6 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
+    atomic.sweep(args.results)
     entry = registry.load(args.registry)[args.encoder]
     try:
         args.device = device.claim(args.device)

@@ -1,5 +1,6 @@
 """Features of a scan: its tiles read ahead in threads, encoded in batches, kept as float16."""
 
+import io
 import itertools
 import logging
 import time
@@ -99,7 +100,8 @@ def write(path: Path, features: np.ndarray, tiles_path: Path, encoder: TileEncod
     inside = ~tiles.out_of_bounds
     with h5py.File(tiles_path, "r") as source:
         coords_attrs = dict(source["coords"].attrs)
-    with atomic.output(path) as temporary, h5py.File(temporary, "w") as file:
+    buffer = io.BytesIO()  # made in memory: HDF5 on a full disk fails late and in pieces
+    with h5py.File(buffer, "w") as file:
         file.create_dataset("features", data=features).attrs["encoder"] = encoder.entry.id
         file.create_dataset("coords", data=tiles.coords[inside]).attrs.update(coords_attrs)
         file.create_dataset("tile_ids", data=tiles.tile_ids[inside])
@@ -115,6 +117,8 @@ def write(path: Path, features: np.ndarray, tiles_path: Path, encoder: TileEncod
             torch=str(torch.__version__),
             n_out_of_bounds=int(tiles.out_of_bounds.sum()),
         )
+    with atomic.output(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def stored_key(path: Path) -> str:
