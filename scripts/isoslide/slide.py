@@ -204,7 +204,7 @@ class Slide:
         stop = np.clip(np.ceil(high) + 2, start + 1, (width + 2, height + 2)).astype(int)
         crop = self._box(source, start, stop - start)
         if self._stored.levels[source.level] is None:
-            start = np.round(start * source.ratio) / source.ratio  # where OpenSlide's crop begins
+            start = np.where(start < 0, start, np.round(start * source.ratio) / source.ratio)  # where the crop begins
         # cv2 counts from pixel centres: sample j of k per output pixel sits at (j + 0.5) / k
         warp = np.empty((2, 3))
         warp[:, :2] = matrix[:, :2] / samples
@@ -229,8 +229,8 @@ class Slide:
         """Fill images (h, w, 3) with pixels of the source, each from its corner (n, 2) on."""
         level, stored = source.level, self._stored.levels[source.level]
         if stored is None:
-            for location, image in zip(np.round(corners * source.ratio).astype(int).tolist(), out, strict=True):
-                self._region(level, (location[0], location[1]), image)
+            for corner, image in zip(np.asarray(corners, int), out, strict=True):
+                self._openslide_box(source, corner, image)
             return
         try:
             self._stored.read(level, source.reduction, corners, out, self.background)
@@ -240,6 +240,23 @@ class Slide:
             ratio = self.levels[level][1]
             place = (round(column * width * ratio), round(row * height * ratio))
             raise _unreadable(error, level, place, (width, height)) from error
+
+    def _openslide_box(self, source: "_Source", corner: np.ndarray, out: np.ndarray) -> None:
+        """Fill an image through OpenSlide, asking for nothing left of or above the slide.
+
+        OpenSlide 4.0.1 puts a region that begins there a pixel off where the level's downsample is no whole number.
+        """
+        skip = np.maximum(0, -corner)
+        inside = out
+        if skip.any():
+            out[:] = self.background
+            if (skip >= out.shape[1::-1]).any():
+                return
+            inside = np.empty_like(out[skip[1] :, skip[0] :])
+        x, y = np.round((corner + skip) * source.ratio).astype(int).tolist()
+        self._region(source.level, (x, y), inside)
+        if skip.any():
+            out[skip[1] :, skip[0] :] = inside
 
     def _region(self, level: int, location: tuple[int, int], out: np.ndarray) -> None:
         """Fill an image through OpenSlide."""

@@ -187,3 +187,22 @@ def test_a_mrxs_file_without_its_folder_is_named(tmp_path):
     (tmp_path / "case 1.mrxs").write_bytes(b"x")
     with pytest.raises(SlideError, match=r"needs the folder case 1 beside it"):
         Slide(tmp_path / "case 1.mrxs")
+
+
+@pytest.mark.parametrize("edge", [(-40, -40), (-40, 0), (0, -3)])
+def test_a_region_over_the_first_edge_lies_where_it_should(tmp_path, edge):
+    """OpenSlide misplaces by a pixel what begins before 0 on a level whose downsample is no whole number."""
+    path = synth.slide(tmp_path / "odd.tif", size_px=(2405, 2003), blobs=((300, 250, 260),), noise=0)
+    with Slide(path) as slide:
+        slide._stored.levels = [None] * len(slide.levels)  # as for a format that only OpenSlide reads
+        assert slide.levels[1][1] not in (2, 2.0)
+        step = slide.levels[1][1] * 0.5  # µm a pixel of level 1
+        over = slide.read(np.array([[step, 0, edge[0] * step], [0, step, edge[1] * step]]), (600, 500))
+        inside = slide.read(np.array([[step, 0, 100 * step], [0, step, 100 * step]]), (256, 256))
+    x, y = 100 - edge[0], 100 - edge[1]
+    same = over[y : y + 256, x : x + 256, 1].astype(np.float32)
+    shift_px, _ = cv2.phaseCorrelate(
+        same, inside[..., 1].astype(np.float32), cv2.createHanningWindow((256, 256), cv2.CV_32F)
+    )
+    assert np.hypot(*shift_px) < 0.1
+    assert (over[: max(0, -edge[1] - 2)] == 255).all()
