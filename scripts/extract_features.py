@@ -80,7 +80,7 @@ def encode(args: argparse.Namespace, entry: registry.Encoder, checks: DataFrame,
                 tiles = grid.read_tiles_file(row["path"])
                 check = checks.loc[row["scan"]]
                 values = features.extract(encoder, check, tiles, reading, args.threads, args.batch_size, clock)
-                features.write(path, values, row["path"], encoder, key)
+                features.write(path, values, tiles, row["path"], encoder, key)
         except SlideError as error:
             rows.append(status.failed(row, error.status, error.reason))
             continue

@@ -91,12 +91,13 @@ def extract(
     return features
 
 
-def write(path: Path, features: np.ndarray, tiles_path: Path, encoder: TileEncoder, key: str) -> None:
+def write(
+    path: Path, features: np.ndarray, tiles: grid.Tiles, tiles_path: Path, encoder: TileEncoder, key: str
+) -> None:
     """Write a features file in the layout TRIDENT users know: `features` and `coords`, plus `tile_ids`.
 
-    Rows are the tiles of `tiles_path` that lie inside the scan, in its order.
+    Rows are the tiles that lie inside the scan, in their order; `coords` keeps its attributes from `tiles_path`.
     """
-    tiles = grid.read_tiles_file(tiles_path)
     inside = ~tiles.out_of_bounds
     with h5py.File(tiles_path, "r") as source:
         coords_attrs = dict(source["coords"].attrs)

@@ -4,6 +4,7 @@ import math
 import cv2
 import numpy as np
 import pytest
+import stages
 import synth
 import tifffile
 
@@ -11,17 +12,7 @@ import segment_tissue
 from isoslide import checks, geojson, status
 from isoslide.slide import SlideError
 
-SETTINGS = {
-    "um_per_px": 8,
-    "smoothing_um": 8,
-    "min_od": 0.025,
-    "closing_um": 20,
-    "opening_um": 16,
-    "min_area_um2": 10000,
-    "min_hole_um2": 5000,
-    "remove_ink": True,
-    "max_black": 0.02,
-}
+SETTINGS = json.loads(stages.settings("tissue"))
 DISC_MM2 = math.pi * 0.3**2
 
 

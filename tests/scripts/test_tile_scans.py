@@ -5,6 +5,7 @@ import cv2
 import h5py
 import numpy as np
 import pytest
+import stages
 import synth
 
 import segment_tissue
@@ -12,17 +13,7 @@ import tile_scans
 from isoslide import checks, geojson, grid, status
 from isoslide.slide import open_checked
 
-TISSUE = {
-    "um_per_px": 8,
-    "smoothing_um": 8,
-    "min_od": 0.025,
-    "closing_um": 20,
-    "opening_um": 16,
-    "min_area_um2": 10000,
-    "min_hole_um2": 5000,
-    "remove_ink": True,
-    "max_black": 0.02,
-}
+TISSUE = json.loads(stages.settings("tissue"))
 OFF = {"overlap": 0, "max_ink": 1, "max_black": 1, "max_white": 1, "min_sharpness": 0}
 TILES = {"min_tissue": 0.5, "max_tiles": 0, "seed": 1} | OFF
 VIEW = {"tile_px": 224, "mpp": 0.5}

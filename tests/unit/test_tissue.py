@@ -1,25 +1,17 @@
+import json
 import math
 from functools import cache
 
 import cv2
 import numpy as np
 import pytest
+import stages
 from synth import GLASS, PENS, render
 
 from isoslide import geojson, tissue
 from isoslide.slide import Slide
 
-SETTINGS = {
-    "um_per_px": 8,
-    "smoothing_um": 8,
-    "min_od": 0.025,
-    "closing_um": 20,
-    "opening_um": 16,
-    "min_area_um2": 10000,
-    "min_hole_um2": 5000,
-    "remove_ink": True,
-    "max_black": 0.02,
-}
+SETTINGS = json.loads(stages.settings("tissue"))
 UM_PER_PX = 8.0
 
 
