@@ -5,8 +5,8 @@
                      "splits": {"folds": 5, "tune": 0.2, "seed": 1}}' \
         --output results/splits/response.tsv
 
-Patients are whole, strata (classes; good, poor or neither in survival) are dealt evenly, and the same seed gives the
-same folds. A fold without both classes, or without an event, is refused.
+Patients are whole, strata (classes, quarters of the values, events) are dealt evenly, and the same seed gives the same
+folds. A fold that lacks a class or an event is refused.
 """
 
 import argparse

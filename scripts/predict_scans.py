@@ -4,13 +4,14 @@
         --splits results/splits/response.tsv --features results/status/features/efficientnet_lite0.tsv \
         --output results/predictions/response/efficientnet_lite0/robust.tsv
 
-One row per model and test scan: `logit` is that of class 1 minus that of class 0 (in survival of poor minus good, so
-higher is worse), `p` its logistic function, `status` that of the model. Test scans without features are counted in the
-log.
+One row per model and test scan: the score as `logit` and `p` (in survival higher is worse), of three classes or more
+also `p_0`, `p_1`, …; what they are for each kind of task stands in `isoslide/tasks.py`. `status` is that of the model.
+Test scans without features are counted in the log.
 """
 
 import argparse
 import logging
+from pathlib import Path
 
 import pandas as pd
 
@@ -56,7 +57,7 @@ def predict(table: pd.DataFrame, tested: pd.DataFrame, features) -> pd.DataFrame
     """Return one row per model and test scan of its fold."""
     import torch
 
-    from isoslide import abmil, models
+    from isoslide import abmil, models, tasks
 
     matrix = torch.from_numpy(features.features)
     parts = []
@@ -65,16 +66,16 @@ def predict(table: pd.DataFrame, tested: pd.DataFrame, features) -> pd.DataFrame
         scans = [features.index[scan] for scan in rows["scan"]]
         loaded = [models.load(path) for path in own["path"]]
         state, shape = models.stack([state for state, _ in loaded]), loaded[0][1]
-        logits = abmil.predict_scans(state, shape, matrix, features, scans).double()
-        difference = logits[..., 1] - logits[..., 0]
+        logits = abmil.predict_scans(state, shape, matrix, features, scans)
         for i, model in enumerate(own.itertuples()):
             part = rows.assign(seed=model.seed, n_tiles=[features.size(scan) for scan in scans])
-            parts.append(
-                part.assign(logit=difference[i].numpy(), p=difference[i].sigmoid().numpy(), status=model.status)
-            )
+            card = models.card(Path(model.path))
+            columns = tasks.columns(card["settings"]["task"], logits[i], card["fitted"])
+            parts.append(part.assign(**columns, status=model.status))
     if not parts:
         return pd.DataFrame(columns=[*COLUMNS, "status"])
-    return pd.concat(parts)[[*COLUMNS, "status"]]
+    table = pd.concat(parts)
+    return table[[*COLUMNS, *(name for name in table if name.startswith("p_")), "status"]]
 
 
 if __name__ == "__main__":

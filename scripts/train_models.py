@@ -13,6 +13,7 @@ key stands (folds, features, settings and code unchanged) are kept, so adding se
 
 import argparse
 import logging
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -53,23 +54,24 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(args: argparse.Namespace, rows: pd.DataFrame, features) -> list[dict]:
     """Train the models whose card does not stand, and return all cards."""
-    from isoslide import abmil, models, sampling, training
+    from isoslide import abmil, models, sampling, tasks, training
 
-    arm, settings = args.settings["arm"], args.settings["training"]
+    arm, settings, task = (args.settings[name] for name in ("arm", "training", "task"))
     log_lost(rows, features)
-    folds = training.folds(rows, features, arm, args.settings["task"]["type"])
+    outputs = tasks.of(task).outputs(task, rows.loc[rows["label"] != "", "label"].nunique())
+    folds = training.folds(rows, features, arm, task, outputs)
     fold_specimens = [fold.specimens for fold in folds]
-    sampling.check(fold_specimens, arm["sampler"], args.arm, arm.get("scanner"))
+    lacks = partial(tasks.of(task).lacks, outputs=outputs)
+    sampling.check(fold_specimens, arm["sampler"], args.arm, arm.get("scanner"), lacks)
     sizes = {
         "n_specimens": sampling.batch_size(fold_specimens, arm["sampler"], settings["specimens"]),
         "n_tiles": min(settings["tiles"], max(features.size(i) for i in range(len(features.scans)))),
     }
     logging.info("%d specimens and %d tiles per scan in a step", *sizes.values())
-    n_classes = rows.loc[rows["label"] != "", "label"].nunique()
     shape = abmil.Shape(
-        features.dim, n_classes, *(settings[name] for name in ("width", "layers", "attention", "dropout"))
+        features.dim, outputs, *(settings[name] for name in ("width", "layers", "attention", "dropout"))
     )
-    wanted = [training.Model(fold, seed, n_classes) for fold in folds for seed in range(settings["seeds"])]
+    wanted = [training.Model(fold, seed) for fold in folds for seed in range(settings["seeds"])]
     keys = fold_keys(args, rows, features, sizes)
     paths = [Path(args.results, f"fold{model.fold.number}_seed{model.seed}.safetensors") for model in wanted]
     new = [
@@ -96,9 +98,9 @@ def log_lost(rows: pd.DataFrame, features) -> None:
 
 def fold_keys(args: argparse.Namespace, rows: pd.DataFrame, features, sizes: dict[str, int]) -> dict[int, str]:
     """Return per fold the content key of what its models are made from, but the seed."""
-    from isoslide import abmil, keys, losses, sampling, selection, training
+    from isoslide import abmil, keys, losses, sampling, selection, task_losses, task_metrics, tasks, training
 
-    code = keys.code_hash(abmil, losses, sampling, selection, training)
+    code = keys.code_hash(abmil, losses, sampling, selection, task_losses, task_metrics, tasks, training)
     own = {scan: features.keys[i] for scan, i in features.index.items()}
     settings = {name: block for name, block in args.settings.items() if name != "training"}
     settings["training"] = {name: value for name, value in args.settings["training"].items() if name != "seeds"}
@@ -137,6 +139,7 @@ def card(args: argparse.Namespace, model, shape, features, key: str) -> dict:
         "settings": args.settings,
         "encoder": features.encoder,
         "shape": shape.as_dict(),
+        "fitted": model.fold.fitted,
         "curve": model.curve,
         "key": key,
     }

@@ -4,7 +4,8 @@ A model's batches come from its own generator and from the training scans of its
 sampler see the same batches in the same order, and a model sees the same however many others train beside it.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,11 +24,13 @@ class SamplingError(ValueError):
 class Specimen:
     """A specimen that trains: its scans as indices into the bags."""
 
-    label: int
+    label: float  # index of the class, or the value of a regression task
     patient: int
     scans: tuple[int, ...]
     scanners: tuple[int, ...]  # codes, one per scan
     pairs: tuple[tuple[int, int], ...]  # positions in `scans` on different scanners with tiles in common
+    time: float = math.nan  # survival only
+    event: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Batch:
     rows: np.ndarray  # (M, G, T) rows of the features; 0 where there is no tile
     valid: np.ndarray  # (M, G, T) bool
     labels: np.ndarray  # (M, G)
+    times: np.ndarray  # (M, G) NaN but in survival
+    events: np.ndarray  # (M, G)
     patients: np.ndarray  # (M, G)
     scanners: np.ndarray  # (M, G)
     pairs: np.ndarray  # (M, G) bool: the specimen has two different scans in this batch
@@ -66,7 +71,8 @@ def specimens(rows: pd.DataFrame, bags: Bags, scanner: str | None = None) -> lis
             if codes[i] != codes[j] and len(bags.common(scans[i], scans[j])[0])
         )
         first = own.iloc[0]
-        found.append(Specimen(int(first["label"]), patients[first["patient"]], tuple(scans), tuple(codes), pairs))
+        label, time, event = (float(first.get(name) or "nan") for name in ("label", "time", "event"))
+        found.append(Specimen(label, patients[first["patient"]], tuple(scans), tuple(codes), pairs, time, event))
     return found
 
 
@@ -80,18 +86,31 @@ def batch_size(folds: Sequence[Sequence[Specimen]], sampler: str, n_specimens: i
     return min(wanted, *(len(fold) for fold in folds))
 
 
-def check(folds: Sequence[Sequence[Specimen]], sampler: str, arm: str, scanner: str | None = None) -> None:
+def check(
+    folds: Sequence[Sequence[Specimen]],
+    sampler: str,
+    arm: str,
+    scanner: str | None = None,
+    lacks: Callable[[Sequence[Specimen]], str] = lambda fold: "",
+) -> None:
     """Refuse an arm that the training scans cannot serve.
+
+    Args:
+        folds: training specimens of each fold.
+        sampler: of the arm.
+        arm: its name, for messages.
+        scanner: the only one of a `single` arm.
+        lacks: why nothing can be learned from a fold, or the empty string.
 
     Raises:
         SamplingError: with fold, counts and remedy.
     """
     for i, fold in enumerate(folds):
-        if len({specimen.label for specimen in fold}) < 2:
+        if reason := lacks(fold):
             of = f" of scanner {scanner!r}" if scanner is not None else ""
             raise SamplingError(
-                f"arm {arm!r}, fold {i}: {len(fold)} training specimens{of} with features, not of two classes: name a "
-                "scanner that has both classes, or see the status table of the features for scans that were lost"
+                f"arm {arm!r}, fold {i}: {len(fold)} training specimens{of} with features, {reason}: name a scanner "
+                "that has what is missing, or see the status table of the features for scans that were lost"
             )
         if sampler != "paired" or any(specimen.pairs for specimen in fold):
             continue
@@ -159,7 +178,9 @@ def _empty(n_bags: int, n_tiles: int) -> Batch:
     return Batch(
         rows=np.zeros((1, n_bags, n_tiles), dtype=np.int64),
         valid=np.zeros((1, n_bags, n_tiles), dtype=bool),
-        labels=np.zeros((1, n_bags), dtype=np.int64),
+        labels=np.zeros((1, n_bags)),
+        times=np.full((1, n_bags), np.nan),
+        events=np.full((1, n_bags), np.nan),
         patients=np.zeros((1, n_bags), dtype=np.int64),
         scanners=np.zeros((1, n_bags), dtype=np.int64),
         pairs=np.zeros((1, n_bags), dtype=bool),
@@ -170,6 +191,8 @@ def _fill(batch: Batch, slot: int, specimen: Specimen, scan: int, rows: np.ndarr
     batch.rows[0, slot, : len(rows)] = rows
     batch.valid[0, slot, : len(rows)] = True
     batch.labels[0, slot] = specimen.label
+    batch.times[0, slot] = specimen.time
+    batch.events[0, slot] = specimen.event
     batch.patients[0, slot] = specimen.patient
     batch.scanners[0, slot] = specimen.scanners[scan]
     batch.pairs[0, slot] = pair

@@ -1,17 +1,20 @@
 """Which checkpoint of a training run is kept, judged on the tuning scans only, by one rule for every arm."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
-from isoslide import metrics
+from isoslide import metrics, task_metrics
 
 RULES = ("normalised", "reference", "metric", "last")
-COLLAPSED_SPREAD = 0.02  # SD of p over the tuning scans below which a checkpoint tells specimens apart no longer
-UNTRAINED_LOSS = 0.9  # training cross-entropy, as a share of a constant guess's, above which nothing was learned
+COLLAPSED_SPREAD = (
+    0.02  # SD of the scores over the tuning scans below which a checkpoint tells specimens apart no longer
+)
+UNTRAINED_LOSS = 0.9  # training loss of the task, as a share of a constant guess's, above which nothing was learned
 
 
 @dataclass(frozen=True)
@@ -20,61 +23,65 @@ class Tuning:
 
     scans: np.ndarray  # indices into the bags
     specimens: np.ndarray
-    labels: np.ndarray  # class index as text, empty where unknown
-    time: np.ndarray | None  # survival only
-    event: np.ndarray | None
+    labels: np.ndarray  # class index or, in regression, standardised value; NaN where unknown
+    time: np.ndarray  # NaN but in survival
+    event: np.ndarray
+    kind: str  # type of the task
 
 
 @dataclass(frozen=True)
 class Score:
     """How a checkpoint does on the tuning scans; NaN where a number does not exist."""
 
-    metric: float  # AUC, or c-index in survival
+    metric: float  # AUC (mean over classes, each against the others), R² or c-index
     inconsistency: float
     rmse: float
-    spread: float  # SD of p
+    spread: float  # SD of the scores; all three: mean over classes in multiclass
 
 
-def tuning(rows: pd.DataFrame, index: dict[str, int], kind: str) -> Tuning:
+def tuning(rows: pd.DataFrame, index: dict[str, int], kind: str, fitted: Mapping[str, Sequence[float]]) -> Tuning:
     """Return the tuning scans that have features.
 
     Args:
         rows: the rows of a fold with role `tune`.
         index: scan to its index in the bags.
         kind: type of the task.
+        fitted: of a regression task `mean` and `sd` of the training specimens, see `tasks.Task.fit`.
     """
     rows = rows[rows["scan"].isin(index)]
-    survival = kind == "survival"
-    return Tuning(
-        scans=np.array([index[scan] for scan in rows["scan"]], dtype=np.int64),
-        specimens=rows["specimen"].to_numpy(),
-        labels=rows["label"].to_numpy(),
-        time=rows["time"].to_numpy(dtype=float) if survival else None,
-        event=rows["event"].to_numpy(dtype=float).astype(int) if survival else None,
+    labels, time, event = (pd.to_numeric(rows[name]).to_numpy(dtype=float) for name in ("label", "time", "event"))
+    if "mean" in fitted:
+        labels = (labels - fitted["mean"][0]) / fitted["sd"][0]
+    scans = np.array([index[scan] for scan in rows["scan"]], dtype=np.int64)
+    return Tuning(scans, rows["specimen"].to_numpy(), labels, time, event, kind)
+
+
+def score(tune: Tuning, scores: np.ndarray) -> Score:
+    """Return metric, inconsistency, RMSE between scans and spread of the scores (n, S) of the tuning scans.
+
+    S is 1, or the number of classes of a multiclass task; scores of a regression task are standardised as the labels.
+    """
+    if len(scores) == 0 or not np.isfinite(scores).all():
+        return Score(math.nan, math.nan, math.nan, math.nan)
+    scores = scores.reshape(len(scores), -1)
+    return Score(
+        metric=_or_nan(_METRICS[tune.kind], tune, scores),
+        inconsistency=_or_nan(task_metrics.over_columns, metrics.inconsistency, scores, tune.specimens),
+        rmse=_rmse(scores, tune.specimens),
+        spread=task_metrics.over_columns(np.std, scores),
     )
 
 
-def score(tune: Tuning, p: np.ndarray) -> Score:
-    """Return metric, inconsistency, RMSE between scans and spread of the probabilities p (n,) of the tuning scans."""
-    if len(p) == 0 or not np.isfinite(p).all():
-        return Score(math.nan, math.nan, math.nan, math.nan)
-    if tune.time is not None:
-        metric = _or_nan(metrics.c_index, tune.time, tune.event, p)
-    else:
-        known = tune.labels != ""
-        metric = _or_nan(metrics.auc, tune.labels[known].astype(int), p[known])
-    return Score(metric, _or_nan(metrics.inconsistency, p, tune.specimens), _rmse(p, tune.specimens), float(p.std()))
-
-
-def trained(value: Score, train_loss: float, n_classes: int) -> str:
+def trained(value: Score, train_loss: float, guess_loss: float) -> str:
     """Return `ok`, or why a checkpoint is no model: `not_trained`, `collapsed`.
 
     Args:
         value: its score.
-        train_loss: mean weighted cross-entropy over the steps since the checkpoint before.
-        n_classes: a constant guess has the loss ln(n_classes), as the weights balance the classes.
+        train_loss: mean loss of the task over the steps since the checkpoint before.
+        guess_loss: that of the best constant score on the same steps: ln(number of classes), as the weights balance
+            them; about 1 in regression, where values are standardised.
     """
-    if not train_loss <= UNTRAINED_LOSS * math.log(n_classes):
+    if not train_loss <= UNTRAINED_LOSS * guess_loss:
         return "not_trained"
     if value.spread < COLLAPSED_SPREAD:
         return "collapsed"
@@ -104,9 +111,29 @@ def _or_nan(function, *args) -> float:
         return math.nan
 
 
-def _rmse(p: np.ndarray, specimens: np.ndarray) -> float:
+def _auc(tune: Tuning, scores: np.ndarray) -> float:
+    known = np.isfinite(tune.labels)
+    return metrics.auc(tune.labels[known].astype(int), scores[known, 0])
+
+
+def _macro_auc(tune: Tuning, scores: np.ndarray) -> float:
+    return task_metrics.macro_auc(tune.labels, scores)
+
+
+def _r2(tune: Tuning, scores: np.ndarray) -> float:
+    return task_metrics.r2(tune.labels, scores[:, 0])
+
+
+def _c_index(tune: Tuning, scores: np.ndarray) -> float:
+    return metrics.c_index(tune.time, tune.event.astype(int), scores[:, 0])
+
+
+_METRICS = {"binary": _auc, "multiclass": _macro_auc, "regression": _r2, "survival": _c_index}
+
+
+def _rmse(scores: np.ndarray, specimens: np.ndarray) -> float:
     squares = [
-        (p[i] - p[j]) ** 2
+        np.mean((scores[i] - scores[j]) ** 2)
         for specimen in np.unique(specimens)
         for i, j in combinations(np.flatnonzero(specimens == specimen), 2)
     ]

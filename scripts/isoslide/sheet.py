@@ -56,22 +56,6 @@ def check_paths(table: pd.DataFrame, path: str) -> None:
             )
 
 
-def check_tasks(table: pd.DataFrame, tasks: Mapping[str, Mapping[str, Any]], path: str) -> None:
-    """Refuse tasks whose columns are absent, or whose labels cannot be what the task needs."""
-    for task, settings in tasks.items():
-        for key in ("label", "time", "event"):
-            column = settings.get(key)
-            if column is not None and column not in table:
-                raise SheetError(
-                    f"config tasks.{task}.{key}: no column {column!r} in {path}; it has {list(table.columns)}: "
-                    "name one of them or add the column"
-                )
-        if "label" in settings and settings["type"] in ("binary", "multiclass"):
-            _check_classes(table, task, settings, path)
-        if settings["type"] == "survival":
-            _check_survival(table, task, settings, path)
-
-
 def included(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows that are not excluded."""
     return table[table["exclude"] == ""]
@@ -211,53 +195,6 @@ def _check_references(table: pd.DataFrame, path: str) -> None:
 def labels(table: pd.DataFrame, column: str) -> pd.Series:
     """Return the column with the empty and not-available spellings made the empty string."""
     return table[column].where(~table[column].str.casefold().isin(("na", "nan", "n/a", "none", "null", "unknown")), "")
-
-
-def _check_classes(table: pd.DataFrame, task: str, settings: Mapping[str, Any], path: str) -> None:
-    column = settings["label"]
-    values = labels(included(table), column)
-    values = values[values != ""]
-    spellings: dict[str, str] = {}
-    for line, value in values.items():
-        other = spellings.setdefault(value.casefold(), value)
-        if other != value:
-            raise SheetError(f"{path} line {line}: {column} is spelled {value!r} and {other!r}: use one spelling")
-    classes = sorted(spellings.values())
-    if settings["type"] == "binary" and len(classes) != 2:
-        raise SheetError(
-            f"config tasks.{task}: a binary task needs two classes, column {column!r} of {path} has "
-            f"{len(classes)}: {classes[:6]}: correct the column or set the type to multiclass"
-        )
-    if settings.get("positive") not in (None, *classes):
-        raise SheetError(
-            f"config tasks.{task}.positive: no label {settings['positive']!r} in column {column!r} of {path}: "
-            f"use one of {classes}"
-        )
-    rows = included(table).loc[values.index]
-    both = pd.DataFrame({"specimen": rows["specimen"], "value": values}).drop_duplicates()
-    twice = both[both["specimen"].duplicated(keep=False)]
-    if len(twice):
-        raise SheetError(
-            f"{path} lines {', '.join(map(str, twice.index[:2]))}: scans of specimen {twice['specimen'].iloc[0]!r} "
-            f"differ in {column}: {' and '.join(map(repr, twice['value'][:2]))}: a label belongs to the glass slide"
-        )
-
-
-def _check_survival(table: pd.DataFrame, task: str, settings: Mapping[str, Any], path: str) -> None:
-    rows = included(table)
-    times, events = labels(rows, settings["time"]), labels(rows, settings["event"])
-    for line in rows.index:
-        time, event = times[line], events[line]
-        if time == "" or event == "":
-            continue
-        try:
-            number = float(time)
-        except ValueError:
-            number = float("nan")
-        if not 0 < number < float("inf"):
-            raise SheetError(f"{path} line {line}: {settings['time']} {time!r}: task {task!r} needs a time above 0")
-        if event not in ("0", "1"):
-            raise SheetError(f"{path} line {line}: {settings['event']} {event!r}: write 1 for an event, 0 for censored")
 
 
 def split_columns(task: Mapping[str, Any]) -> list[str]:

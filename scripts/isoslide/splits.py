@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from isoslide import sheet
+from isoslide import outcomes, sheet
 
 TRAIN, TUNE, TEST, UNUSED = "train", "tune", "test", "unused"
 COLUMNS = ("fold", "scan", "specimen", "patient", "scanner", "role", "label", "class", "time", "event")
-SURVIVAL_CLASSES = ("good", "poor")
 
 
 class SplitError(ValueError):
@@ -21,8 +20,9 @@ class SplitError(ValueError):
 def make(table: pd.DataFrame, task: str, settings: Mapping[str, Any], splits: Mapping[str, Any]) -> pd.DataFrame:
     """Return one row per fold and scan that has an outcome.
 
-    Whole patients are dealt to folds, each stratum (class; in survival good, poor, or neither with and without event)
-    evenly. A cross-validated patient is tested in one fold. The column `split` of the sheet says more per scan:
+    Whole patients are dealt to folds, each stratum evenly: class; quarter of the values in regression; in survival
+    censored or event, or with the loss `classes` good, poor, or neither with and without event. A cross-validated
+    patient is tested in one fold. The column `split` of the sheet says more per scan:
 
     - `test`: the scan is tested when its patient is, and unused otherwise. A patient who has no other scans is tested
       in every fold.
@@ -41,7 +41,7 @@ def make(table: pd.DataFrame, task: str, settings: Mapping[str, Any], splits: Ma
     Raises:
         SplitError: if labels are missing, or train, tune or test of a fold lacks a class or, in survival, an event.
     """
-    rows = outcomes(sheet.included(table), task, settings)
+    rows = outcomes.outcomes(sheet.included(table), task, settings)
     if rows.empty:
         raise SplitError(f"task {task!r}: no scan of the sheet has an outcome: fill in its columns")
     patients = _patients(rows, task)
@@ -58,49 +58,12 @@ def make(table: pd.DataFrame, task: str, settings: Mapping[str, Any], splits: Ma
         part["role"] = [_role(row, bool(tested[row.patient]), bool(tuned[row.patient])) for row in rows.itertuples()]
         parts.append(part)
     result = pd.concat(parts).sort_values(["fold", "scan"], kind="stable")[list(COLUMNS)].reset_index(drop=True)
-    check(result, task, settings["type"])
+    check(result, task, outcomes.kind_of(settings))
     return result
 
 
-def outcomes(rows: pd.DataFrame, task: str, settings: Mapping[str, Any]) -> pd.DataFrame:
-    """Return the rows that have an outcome, with the columns label, class, time and event as text.
-
-    `label` is the index of the class: classes sorted, with `positive` as class 1. In survival class 1 is `poor`
-    (event before `poor_before`), class 0 `good` (followed beyond `good_after`); others have no class, empty.
-    """
-    rows = rows.copy()
-    if settings["type"] == "survival":
-        time, event = (sheet.labels(rows, settings[name]) for name in ("time", "event"))
-        rows = rows[(time != "") & (event != "")].copy()
-        rows["time"], rows["event"] = time[rows.index].map(float), event[rows.index].map(int)
-        rows["class"] = [_survival_class(t, e, settings) for t, e in zip(rows["time"], rows["event"], strict=True)]
-        classes = list(SURVIVAL_CLASSES)
-    else:
-        rows["class"] = sheet.labels(rows, settings["label"])
-        rows = rows[rows["class"] != ""].copy()
-        rows["time"] = rows["event"] = ""
-        classes = class_names(rows["class"], task, settings)
-    index = {name: str(i) for i, name in enumerate(classes)} | {"": ""}
-    rows["label"] = rows["class"].map(index)
-    return rows
-
-
-def class_names(values: pd.Series, task: str, settings: Mapping[str, Any]) -> list[str]:
-    """Return the classes in the order of their index: sorted, with `positive` as class 1 of a binary task."""
-    classes = sorted(set(values))
-    positive = settings.get("positive")
-    if settings["type"] != "binary" or positive is None:
-        return classes
-    if len(classes) != 2 or positive not in classes:
-        raise SplitError(
-            f"task {task!r}: needs two classes, one of them {positive!r} (tasks.{task}.positive); column "
-            f"{settings['label']!r} has {classes[:6]}: correct one of them"
-        )
-    return [*(name for name in classes if name != positive), positive]
-
-
 def check(result: pd.DataFrame, task: str, kind: str) -> None:
-    """Refuse overlap of patients, and folds in which a part lacks a class or an event.
+    """Refuse overlap of patients, and folds in which a part lacks a class or an event (see `outcomes.enough`).
 
     Raises:
         SplitError: naming task, fold, part and counts.
@@ -113,23 +76,14 @@ def check(result: pd.DataFrame, task: str, kind: str) -> None:
         for role in (TRAIN, TUNE, TEST):
             part = rows[rows["role"] == role].drop_duplicates("patient")
             counts = part.loc[part["class"] != "", "class"].value_counts().sort_index()
-            enough = len(counts) == max(2, n_classes) if kind != "survival" or role == TRAIN else True
-            if kind == "survival":
-                enough = enough and bool(part["event"].eq(1).any()) and len(part) > 1
-            if not enough:
+            if not outcomes.enough(part, kind, role == TRAIN, n_classes):
                 found = ", ".join(f"{n} {name}" for name, n in counts.items()) or "none with a class"
-                events = f", {int(part['event'].eq(1).sum())} with an event" if kind == "survival" else ""
+                events = f", {int(part['event'].eq(1).sum())} with an event" if part["event"].ne("").any() else ""
                 raise SplitError(
                     f"task {task!r} fold {fold}: {len(part)} patients to {role} ({found}{events}) are too few to "
                     f"{'score' if role != TRAIN else 'train on'}: use fewer folds, a larger share for tuning, "
                     "or more patients"
                 )
-
-
-def _survival_class(time: float, event: int, settings: Mapping[str, Any]) -> str:
-    if event and time < settings["poor_before"]:
-        return "poor"
-    return "good" if time > settings["good_after"] else ""
 
 
 def _patients(rows: pd.DataFrame, task: str) -> pd.DataFrame:

@@ -15,20 +15,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from isoslide import abmil, losses, sampling, selection
+from isoslide import abmil, losses, sampling, selection, tasks
 from isoslide.bags import Bags
 
-PARTS = ("total", "task", "embedding", "score")
+PARTS = ("total", "task", "embedding", "score", "guess")
 CURVE = ("step", *PARTS, "lr", "tune_metric", "tune_inconsistency")
 
 
 @dataclass(frozen=True)
 class Fold:
-    """What a fold trains and tunes on."""
+    """What a fold trains and tunes on, and what its task's loss takes from the former."""
 
     number: int
     specimens: list[sampling.Specimen]
     tuning: selection.Tuning
+    task: tasks.Task
+    fitted: tasks.Fitted
 
 
 @dataclass
@@ -37,7 +39,6 @@ class Model:
 
     fold: Fold
     seed: int
-    n_classes: int
     status: str = "not_trained"
     reason: str = "no checkpoint"
     step: int = 0
@@ -58,33 +59,34 @@ class Model:
         The rule `normalised` takes a collapsed or untrained checkpoint only when there is no other, and then the last.
         """
         self.curve.append(row | {"tune_metric": value.metric, "tune_inconsistency": value.inconsistency})
-        status = selection.trained(value, row["task"], self.n_classes)
+        status = selection.trained(value, row["task"], row["guess"])
         eligible = status == "ok" or rule != "normalised"
         merit = (eligible, selection.merit(value, rule, step) if eligible else step)
         if self.state is not None and merit < self._merit:
             return
         self.status, self._merit, self.step, self.score = status, merit, step, value
-        self.train_loss, self.reason = row["task"], _reason(status, value, row["task"], self.n_classes)
+        self.train_loss, self.reason = row["task"], _reason(status, value, row["task"], row["guess"])
         self.state = {name: tensor.detach()[0].clone() for name, tensor in state.items()}
 
 
-def folds(rows: pd.DataFrame, bags: Bags, arm: Mapping[str, Any], kind: str) -> list[Fold]:
+def folds(rows: pd.DataFrame, bags: Bags, arm: Mapping[str, Any], task: Mapping[str, Any], outputs: int) -> list[Fold]:
     """Return the folds of a split table.
 
     Args:
         rows: the table as text.
         bags: features of its scans.
         arm: the arm's block of the config.
-        kind: type of the task.
+        task: the task's block of the config.
+        outputs: of the models.
     """
-    return [
-        Fold(
-            int(number),
-            sampling.specimens(own[own["role"] == "train"], bags, arm.get("scanner")),
-            selection.tuning(own[own["role"] == "tune"], bags.index, kind),
-        )
-        for number, own in sorted(rows.groupby("fold"), key=lambda item: int(item[0]))
-    ]
+    kind = tasks.of(task)
+    found = []
+    for number, own in sorted(rows.groupby("fold"), key=lambda item: int(item[0])):
+        specimens = sampling.specimens(own[own["role"] == "train"], bags, arm.get("scanner"))
+        fitted = {} if kind.lacks(specimens, outputs) else kind.fit(specimens, outputs)
+        tuning = selection.tuning(own[own["role"] == "tune"], bags.index, task["type"], fitted)
+        found.append(Fold(int(number), specimens, tuning, kind, fitted))
+    return found
 
 
 def train(
@@ -125,12 +127,12 @@ def train(
         final_div_factor=500,
     )
     batches = _batches(models, bags, arm["sampler"], n_specimens, n_tiles)
-    weights = torch.stack([_class_weights(model) for model in models])
+    fitted = tasks.stack([model.fold.fitted for model in models])
     drawn = features.new_empty(0)  # one buffer for all steps: a fresh one of this size costs as much as filling it
     alive = torch.ones(len(models), dtype=torch.bool)
     sums, since = torch.zeros(len(PARTS), len(models)), 0
     for step in range(1, settings["steps"] + 1):
-        parts = _losses(models, state, shape, features, drawn, next(batches), weights, arm, settings, step)
+        parts = _losses(models, state, shape, features, drawn, next(batches), fitted, arm, settings, step)
         optimiser.zero_grad()
         parts[0].sum().backward()
         norms = clip(parameters, settings["clip"])
@@ -167,11 +169,6 @@ def _batches(
         yield sampling.stack([next(source) for source in sources])
 
 
-def _class_weights(model: Model) -> Tensor:
-    counts = np.bincount([specimen.label for specimen in model.fold.specimens], minlength=model.n_classes)
-    return losses.class_weights(torch.from_numpy(counts).to(torch.float32))
-
-
 def _losses(
     models: Sequence[Model],
     state: abmil.State,
@@ -179,19 +176,24 @@ def _losses(
     features: Tensor,
     drawn: Tensor,
     batch: sampling.Batch,
-    weights: Tensor,
+    fitted: Mapping[str, Tensor],
     arm: Mapping[str, Any],
     settings: Mapping[str, Any],
     step: int,
 ) -> list[Tensor]:
-    """Return total, task, embedding and score loss (M,) of a step; a loss of weight 0 is not computed and is NaN."""
+    """Return total, task, embedding and score loss (M,) of a step, and the task loss of a constant guess.
+
+    A loss of weight 0 is not computed and is NaN.
+    """
     rows = torch.from_numpy(batch.rows)
     m, g, t = rows.shape
     x = torch.index_select(features, 0, rows.flatten(), out=drawn).to(torch.float32).view(m, g, t, -1)
     shared = arm["sampler"] == "paired" and settings["head_dropout"] == "paired"
     keep = abmil.dropout_factors([model.dropout for model in models], shape.dropout, g, shape.width, shared)
     out = abmil.forward(state, shape, x, torch.from_numpy(batch.valid), keep)
-    task = losses.cross_entropy(out.logits, torch.from_numpy(batch.labels), weights)
+    kind, known = models[0].fold.task, tasks.truth(batch, 2 if arm["sampler"] == "paired" else 1)
+    task = kind.loss(out.logits, known, fitted)
+    guess = tasks.guess_loss(kind, out.logits, known, fitted)
     warm = min(1.0, step / arm["warmup_steps"]) if arm["warmup_steps"] else 1.0
     total, nan = task, torch.full_like(task, math.nan)
     embedding = score = nan
@@ -203,7 +205,7 @@ def _losses(
         pairs = torch.from_numpy(batch.pairs[:, :b])
         score = losses.score_loss(out.logits[:, :b], out.logits[:, b:], pairs, arm["score_loss"])
         total = total + warm * arm["score_weight"] * score
-    return [total, task, embedding, score]
+    return [total, task, embedding, score, guess]
 
 
 def _embedding_loss(
@@ -251,11 +253,11 @@ def _checkpoint(
         stop = start + sum(model.fold is fold for model in models[start:])
         part = {name: tensor[start:stop] for name, tensor in state.items()}
         logits = abmil.predict_scans(part, shape, features, bags, fold.tuning.scans)
-        p = logits.softmax(-1)[..., 1].numpy()
+        scores = fold.task.scores(logits).numpy()
         for i in range(start, stop):
             if alive[i]:
                 row = {"step": step, "lr": lr} | dict(zip(PARTS, means[:, i].tolist(), strict=True))
-                value = selection.score(fold.tuning, p[i - start].astype(np.float64))
+                value = selection.score(fold.tuning, scores[i - start].astype(np.float64))
                 models[i].consider(step, abmil.single(state, i), value, row, rule)
         start = stop
     done = [model for model, ok in zip(models, alive.tolist(), strict=True) if ok]
@@ -274,7 +276,7 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(finite)) if finite else math.nan
 
 
-def _reason(status: str, value: selection.Score, train_loss: float, n_classes: int) -> str:
+def _reason(status: str, value: selection.Score, train_loss: float, guess_loss: float) -> str:
     if status == "not_trained":
-        return f"training loss {train_loss:.3f}, a constant guess has {math.log(n_classes):.3f}"
+        return f"training loss {train_loss:.3f}, a constant guess has {guess_loss:.3f}"
     return f"scores of the tuning scans spread by {value.spread:.4f}" if status == "collapsed" else ""

@@ -8,7 +8,7 @@ import pytest
 import synth
 from stages import Stages, files
 
-from isoslide import sheet
+from isoslide import outcomes, sheet
 
 DICOM = "data/slides/CMU-1-Small-Region.dicom"
 JPEG, JPEG_2000 = b"1.2.840.10008.1.2.4.50", b"1.2.840.10008.1.2.4.90"  # transfer syntaxes, of equal length
@@ -60,7 +60,7 @@ def test_labels_are_text_whatever_they_look_like(tmp_path, values):
     rows = [{"scan": f"s{i}", "path": "a.tif", "scanner": "A", "label": values[i % 2]} for i in range(4)]
     Stages(tmp_path, rows)
     table = sheet.read(tmp_path / "slides.tsv")
-    sheet.check_tasks(table, {"t": {"type": "binary", "label": "label", "positive": values[1]}}, "slides.tsv")
+    outcomes.check_tasks(table, {"t": {"type": "binary", "label": "label", "positive": values[1]}}, "slides.tsv")
     assert table["label"].tolist() == [*values, *values]
 
 
@@ -71,7 +71,7 @@ def test_number_of_classes_is_checked_against_the_task(tmp_path, labels, found):
     Stages(tmp_path, rows)
     table = sheet.read(tmp_path / "slides.tsv")
     with pytest.raises(sheet.SheetError, match=f"binary task needs two classes, column 'label' of .* has {found}"):
-        sheet.check_tasks(table, {"t": {"type": "binary", "label": "label", "positive": "a"}}, "slides.tsv")
+        outcomes.check_tasks(table, {"t": {"type": "binary", "label": "label", "positive": "a"}}, "slides.tsv")
 
 
 def test_counts_are_conserved_by_scanner_from_sheet_to_tiles(tmp_path):

@@ -20,7 +20,8 @@ def features():
 def write_model(folder, fold, seed, state="ok"):
     stack = abmil.init(SHAPE, [torch.Generator().manual_seed(seed)])
     path = folder / f"fold{fold}_seed{seed}.safetensors"
-    models.save(path, {name: value[0] for name, value in stack.items()}, {"shape": SHAPE.as_dict(), "key": "k"})
+    card = {"shape": SHAPE.as_dict(), "key": "k", "settings": {"task": {"type": "binary"}}, "fitted": {}}
+    models.save(path, {name: value[0] for name, value in stack.items()}, card)
     return {"fold": str(fold), "seed": str(seed), "path": str(path), "status": state}, stack
 
 

@@ -111,7 +111,19 @@ def test_models_cards_and_curves(cohort):
     curves = pd.read_csv(cohort / "models/curves.tsv", sep="\t")
     assert len(curves) == 6 * 3
     assert list(curves.columns) == (
-        ["fold", "seed", "step", "total", "task", "embedding", "score", "lr", "tune_metric", "tune_inconsistency"]
+        [
+            "fold",
+            "seed",
+            "step",
+            "total",
+            "task",
+            "embedding",
+            "score",
+            "guess",
+            "lr",
+            "tune_metric",
+            "tune_inconsistency",
+        ]
     )
     assert np.isfinite(curves["score"]).all()
 

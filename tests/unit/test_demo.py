@@ -6,7 +6,7 @@ import pytest
 from lifelines.utils import concordance_index
 from sklearn.metrics import roc_auc_score
 
-from isoslide import demo, sheet
+from isoslide import demo, outcomes, sheet
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -47,7 +47,7 @@ def test_committed_sheet_is_what_the_code_writes_and_passes_the_checks(scans: pd
         "response": {"type": "binary", "label": "response", "positive": "positive"},
         "survival": {"type": "survival", "time": "months", "event": "event"},
     }
-    sheet.check_tasks(table, tasks, str(path))
+    outcomes.check_tasks(table, tasks, str(path))
     sheet.check_paths(table, str(path))
 
 

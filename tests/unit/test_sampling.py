@@ -131,4 +131,6 @@ def test_cohorts_that_cannot_serve_an_arm_are_refused_in_one_line():
     with pytest.raises(sampling.SamplingError, match="no training specimen has registered scans on two of the 3"):
         sampling.check([sampling.specimens(rows, bags)], "paired", "robust")
     with pytest.raises(sampling.SamplingError, match="scanner 'X'"):
-        sampling.check([sampling.specimens(rows, bags, "X")], "single", "one", "X")
+        sampling.check(
+            [sampling.specimens(rows, bags, "X")], "single", "one", "X", lambda fold: "none" if not fold else ""
+        )

@@ -19,7 +19,7 @@ INDEX = {"a1": 3, "a2": 1, "b1": 0, "b2": 2, "c1": 4}
 
 
 def test_score_by_hand():
-    tune = selection.tuning(ROWS, INDEX, "binary")
+    tune = selection.tuning(ROWS, INDEX, "binary", {})
     assert tune.scans.tolist() == [3, 1, 0, 2, 4]
     p = np.array([0.9, 0.5, 0.2, 0.4, 0.6])
     value = selection.score(tune, p)
@@ -30,19 +30,19 @@ def test_score_by_hand():
 
 
 def test_survival_is_scored_by_time():
-    value = selection.score(selection.tuning(ROWS, INDEX, "survival"), np.array([0.9, 0.8, 0.1, 0.2, 0.6]))
+    value = selection.score(selection.tuning(ROWS, INDEX, "survival", {}), np.array([0.9, 0.8, 0.1, 0.2, 0.6]))
     assert value.metric == 1
 
 
 def test_what_does_not_exist_is_nan():
-    tune = selection.tuning(ROWS, {"b1": 0, "c1": 1}, "binary")
+    tune = selection.tuning(ROWS, {"b1": 0, "c1": 1}, "binary", {})
     value = selection.score(tune, np.array([0.1, 0.2]))
     assert math.isnan(value.metric)
     assert math.isnan(value.inconsistency)
     assert math.isnan(value.rmse)
     assert selection.merit(value, "normalised", 5) == -math.inf
     assert math.isnan(selection.score(tune, np.array([0.1, np.nan])).spread)
-    assert math.isnan(selection.score(selection.tuning(ROWS, {}, "binary"), np.zeros(0)).metric)
+    assert math.isnan(selection.score(selection.tuning(ROWS, {}, "binary", {}), np.zeros(0)).metric)
 
 
 def test_rules():
@@ -61,4 +61,4 @@ def test_rules():
     [(0.3, 0.2, "ok"), (0.3, 0.01, "collapsed"), (0.68, 0.2, "not_trained"), (math.nan, 0.2, "not_trained")],
 )
 def test_trained(loss, spread, status):
-    assert selection.trained(selection.Score(0.7, 0.3, 0.1, spread), loss, 2) == status
+    assert selection.trained(selection.Score(0.7, 0.3, 0.1, spread), loss, math.log(2)) == status

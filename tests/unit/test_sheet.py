@@ -96,35 +96,6 @@ def test_missing_paths(tmp_path):
         sheet.check_paths(table, "slides.csv")
 
 
-def check_tasks(tmp_path, rows, tasks=TASK):
-    sheet.check_tasks(sheet.read(write(tmp_path, rows)), tasks, "slides.csv")
-
-
-def test_label_columns(tmp_path):
-    check_tasks(tmp_path, ["s1,a,A,,,,,yes", "s2,a,A,,,,,no", "s3,a,A,,,,,nan", "s4,a,A,,,,,"])
-    with pytest.raises(sheet.SheetError, match=r"tasks.response.label: no column 'grade' in slides.csv"):
-        check_tasks(tmp_path, ["s1,a,A"], {"response": TASK["response"] | {"label": "grade"}})
-    with pytest.raises(sheet.SheetError, match=r"line 3: label is spelled 'Yes' and 'yes'"):
-        check_tasks(tmp_path, ["s1,a,A,,,,,yes", "s2,a,A,,,,,Yes"])
-    with pytest.raises(sheet.SheetError, match=r"needs two classes, column 'label' of slides.csv has 3"):
-        check_tasks(tmp_path, ["s1,a,A,,,,,yes", "s2,a,A,,,,,no", "s3,a,A,,,,,perhaps"])
-    with pytest.raises(sheet.SheetError, match=r"specimen 'G1' differ in label: 'yes' and 'no'"):
-        check_tasks(tmp_path, ["s1,a,A,G1,,,,yes", "s2,a,B,G1,,,,no"])
-    with pytest.raises(sheet.SheetError, match=r"positive: no label 'ja'"):
-        check_tasks(tmp_path, ["s1,a,A,,,,,yes", "s2,a,A,,,,,no"], {"r": TASK["response"] | {"positive": "ja"}})
-
-
-@pytest.mark.parametrize(
-    ("cells", "message"),
-    [("0,1", "months '0'"), ("x,1", "months 'x'"), ("12,2", "event '2'"), ("-3,0", "months '-3'"), ("inf,0", "'inf'")],
-)
-def test_survival_columns(tmp_path, cells, message):
-    task = {"type": "survival", "time": "months", "event": "event", "poor_before": 24, "good_after": 24}
-    check_tasks(tmp_path, ["s1,a,A,,,,,,12,1", "s2,a,A,,,,,,,"], {"survival": task})
-    with pytest.raises(sheet.SheetError, match=message):
-        check_tasks(tmp_path, [f"s1,a,A,,,,,,{cells}"], {"survival": task})
-
-
 def test_batches_keep_specimens_together_and_do_not_depend_on_other_rows(tmp_path):
     rows = [f"s{i},a,A,G{i // 2}" for i in range(100)]
     table = sheet.read(write(tmp_path, [*rows, "x,a,A,G0,,,blurred"]))

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from isoslide import splits
+from isoslide import outcomes, sheet, splits
 
 BINARY = {"type": "binary", "label": "response", "positive": "positive"}
 SURVIVAL = {"type": "survival", "time": "months", "event": "event", "poor_before": 24, "good_after": 24}
@@ -60,7 +60,7 @@ def test_positive_is_class_one_even_when_it_sorts_first():
     table["response"] = table["response"].map({"positive": "a", "negative": "b"})
     result = make(table, BINARY | {"positive": "a"})
     assert set(zip(result["class"], result["label"], strict=True)) == {("a", "1"), ("b", "0")}
-    with pytest.raises(splits.SplitError, match="'yes'"):
+    with pytest.raises(sheet.SheetError, match="'yes'"):
         make(table, BINARY | {"positive": "yes"})
 
 
@@ -121,7 +121,7 @@ def test_survival_classes_by_hand():
     table = cohort(n=6, scanners="A")
     table["months"] = ["23.9", "24", "30", "24.1", "10", ""]
     table["event"] = ["1", "1", "1", "0", "0", "1"]
-    rows = splits.outcomes(table, "t", SURVIVAL)
+    rows = outcomes.outcomes(table, "t", SURVIVAL)
     assert rows["class"].tolist() == ["poor", "", "good", "good", ""]
     assert rows["label"].tolist() == ["1", "", "0", "0", ""]
 
@@ -142,7 +142,7 @@ def test_survival_without_class_is_tested_but_not_trained():
     [(40, 1, "fold 0"), (6, 3, "fold"), (40, 40, "two classes")],
 )
 def test_too_few_are_refused_with_the_counts(n, positives, message):
-    with pytest.raises(splits.SplitError, match=message) as error:
+    with pytest.raises((splits.SplitError, sheet.SheetError), match=message) as error:
         make(cohort(n=n, positives=positives))
     assert "\n" not in str(error.value)
 

@@ -69,8 +69,8 @@ def cohort(n=24, dim=6, signal=2.0, scanners="AB", tiles=8, seed=0):
 
 def run(rows, bags, arm=None, seeds=(0, 1), n_folds=3, shape=None, n_specimens=4, n_tiles=5, **settings):
     arm = ARM | (arm or {})
-    folds = training.folds(rows, bags, arm, "binary")[:n_folds]
-    models = [training.Model(fold, seed, 2) for fold in folds for seed in seeds]
+    folds = training.folds(rows, bags, arm, {"type": "binary"}, 2)[:n_folds]
+    models = [training.Model(fold, seed) for fold in folds for seed in seeds]
     shape = shape or abmil.Shape(bags.dim, 2, width=8, layers=2, attention=4, dropout=0.2)
     training.train(models, bags, shape, arm, SETTINGS | settings, n_specimens, n_tiles)
     return models
@@ -134,7 +134,7 @@ def test_optimiser_is_that_of_the_method():
     arm = dict.fromkeys(WEIGHTS, 0)
     model = run(rows, bags, arm, seeds=(3,), n_folds=1, shape=shape, clip=clip, steps=12, selection="last")[0]
 
-    twin = training.Model(model.fold, 3, 2)
+    twin = training.Model(model.fold, 3)
     state = abmil.init(shape, [twin.start])
     parameters = [state[name].requires_grad_() for name in abmil.trainable(state)]
     momentum = [torch.zeros_like(parameter) for parameter in parameters]
@@ -144,7 +144,7 @@ def test_optimiser_is_that_of_the_method():
     for step, batch in zip(range(12), batches, strict=False):
         x = torch.from_numpy(bags.features[batch.rows])
         logits = abmil.forward(state, shape, x).logits[0]
-        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels[0]), share)
+        loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels[0]).long(), share)
         gradients = torch.autograd.grad(loss, parameters)
         norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
         rise = 0.3 * 12 - 1
@@ -203,8 +203,8 @@ def test_the_rule_normalised_prefers_a_trained_checkpoint():
     model = run(rows, bags, steps=1, n_folds=1, seeds=(0,))[0]
     state = {"w": torch.zeros(1, 1)}
     value = training.selection.Score
-    row = {"step": 1, "task": 0.2}
-    fresh = training.Model(model.fold, 0, 2)
+    row = {"step": 1, "task": 0.2, "guess": 0.69}
+    fresh = training.Model(model.fold, 0)
     fresh.consider(1, state, value(0.9, 0.1, 0.1, 0.001), row, "normalised")
     assert fresh.status == "collapsed"
     fresh.consider(2, state, value(0.6, 0.5, 0.1, 0.3), row, "normalised")

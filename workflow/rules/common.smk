@@ -6,7 +6,7 @@ import sys
 
 sys.path.insert(0, os.path.join(workflow.basedir, "scripts"))
 
-from isoslide import cli, registry, sheet
+from isoslide import cli, outcomes, registry, sheet
 from isoslide import config as configuration
 
 
@@ -30,7 +30,7 @@ try:
     configuration.check(config, REGISTRY)
     SHEET = sheet.read(config["sheet"])
     sheet.check_paths(SHEET, config["sheet"])
-    sheet.check_tasks(SHEET, config["tasks"], config["sheet"])
+    outcomes.check_tasks(SHEET, config["tasks"], config["sheet"])
 except (configuration.ConfigError, registry.RegistryError, sheet.SheetError) as error:
     cli.fail(str(error))
 

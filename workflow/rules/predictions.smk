@@ -9,6 +9,8 @@ rule predict_scans:
             scripts("isoslide/abmil.py"),
             scripts("isoslide/bags.py"),
             scripts("isoslide/models.py"),
+            scripts("isoslide/task_losses.py"),
+            scripts("isoslide/tasks.py"),
         ],
         models="results/models/{task}/{encoder}/{arm}/models.tsv",
         splits="results/splits/{task}.tsv",

@@ -5,7 +5,7 @@ rule make_splits:
     """Draw the folds of a task."""
     input:
         script=scripts("make_splits.py"),
-        modules=[scripts("isoslide/splits.py")],
+        modules=[scripts("isoslide/outcomes.py"), scripts("isoslide/splits.py")],
         sheet=ancient(config["sheet"]),
     output:
         "results/splits/{task}.tsv",
