@@ -7,6 +7,7 @@ from typing import Any
 import jsonschema
 import yaml
 
+from isoslide import outcomes
 from isoslide.registry import Encoder
 
 
@@ -29,7 +30,7 @@ def complete(config: Mapping[str, Any], schema_path: str | Path) -> dict[str, An
 
 
 def check(config: Mapping[str, Any], registry: Mapping[str, Encoder]) -> None:
-    """Refuse references to encoders and arms that do not exist.
+    """Refuse references to encoders and arms that do not exist, and settings that do not go together.
 
     Raises:
         ConfigError: naming the key and what it may be.
@@ -44,6 +45,28 @@ def check(config: Mapping[str, Any], registry: Mapping[str, Encoder]) -> None:
             raise ConfigError(f"config arms.{name}: 'scanner' goes with sampler 'single', and only with it")
         if arm["sampler"] != "paired" and (arm["embedding_weight"] or arm["score_weight"]):
             raise ConfigError(f"config arms.{name}: a robustness loss needs pairs of scans: set sampler to 'paired'")
+    for name, task in config["tasks"].items():
+        _check_task(name, task, config["arms"])
+
+
+def _check_task(name: str, task: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> None:
+    kind = outcomes.kind_of(task)
+    cuts = [key for key in ("poor_before", "good_after") if key in task]
+    if kind == "classes" and len(cuts) < 2:
+        raise ConfigError(
+            f"config tasks.{name}: loss 'classes' makes good and poor outcomes by poor_before and good_after: "
+            "give both, or set loss to 'cox' or 'hazard'"
+        )
+    if kind != "classes" and cuts:
+        raise ConfigError(f"config tasks.{name}.{cuts[0]}: goes with the loss 'classes' only: remove it")
+    if kind not in ("regression", "cox", "hazard"):
+        return
+    for arm, settings in arms.items():
+        if settings["score_weight"] and settings["score_loss"] != "mse":
+            raise ConfigError(
+                f"config arms.{arm}.score_loss: {settings['score_loss']!r} compares probabilities of classes, of which "
+                f"task {name!r} ({kind}) has none: set it to 'mse'"
+            )
 
 
 def _with_defaults(value: Any, schema: Mapping[str, Any]) -> Any:
@@ -66,7 +89,11 @@ def _deepest(error: jsonschema.ValidationError) -> jsonschema.ValidationError:
     wrong_type = {part.schema_path[0] for part in error.context if part.validator == "const"}
     fitting = [part for part in error.context if part.schema_path[0] not in wrong_type]
     fitting.sort(key=lambda part: part.validator != "additionalProperties")  # a misspelt key before the one it hides
-    return fitting[0] if fitting else error.context[0]
+    if fitting:
+        return fitting[0]
+    constants = [part for part in error.context if part.validator == "const"]
+    constants[0].message = f"{constants[0].instance!r} is not one of {[part.validator_value for part in constants]}"
+    return constants[0]
 
 
 def _one_line(error: jsonschema.ValidationError) -> str:

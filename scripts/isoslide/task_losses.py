@@ -33,10 +33,9 @@ def cox(risks: Tensor, times: Tensor, events: Tensor) -> Tensor:
     died = events > 0.5
     at_risk = times.unsqueeze(-2) >= times.unsqueeze(-1)  # [..., i, j]: j is at risk at the time of i
     tied = (times.unsqueeze(-2) == times.unsqueeze(-1)) & died.unsqueeze(-2) & died.unsqueeze(-1)
-    n_tied = tied.sum(-1).clamp(min=1)
-    order = tied.tril(-1).sum(-1)
-    share = (order / n_tied).unsqueeze(-1)
-    weights = at_risk - share * tied  # above 0 for i itself, so no row of the sum is empty
+    order, n_tied = (part.sum(-1).to(risks.dtype) for part in (tied.tril(-1), tied))
+    share = (order / n_tied.clamp(min=1)).unsqueeze(-1)
+    weights = at_risk.to(risks.dtype) - share * tied  # above 0 for i itself, so no row of the sum is empty
     denominator = torch.logsumexp(risks.unsqueeze(-2) + weights.log(), -1)
     return torch.where(died, denominator - risks, 0.0).sum(-1) / died.sum(-1).clamp(min=1)
 

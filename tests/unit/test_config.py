@@ -8,6 +8,9 @@ from isoslide import config, registry
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 REGISTRY = registry.load(ROOT / "resources/encoders.yaml")
+COX = {"type": "survival", "time": "x", "event": "y", "loss": "cox"}
+PAIRED = {"arms": {"paired": {"sampler": "paired"}}}
+KL = {"arms": {"paired": {"sampler": "paired", "score_weight": 1, "score_loss": "kl"}}}
 
 
 def complete(**changes):
@@ -36,12 +39,44 @@ def test_defaults_are_filled_at_every_depth():
         ({"arms": {"a": {"sampler": "single"}}}, r"config arms.a: 'scanner' goes with sampler 'single'"),
         ({"arms": {"a": {"sampler": "mixed", "score_weight": 1}}}, r"config arms.a: a robustness loss needs pairs"),
         ({"tasks": {"t": {"type": "binary", "label": "x", "positive": "y"}}}, r"config control: no arm 'paired'"),
+        (
+            {"tasks": {"t": {"type": "ordinal", "label": "x"}}},
+            r"config tasks.t.type: 'ordinal' is not one of .'binary', 'm",
+        ),
+        (
+            {"tasks": {"t": {"type": "multiclass", "label": "x", "classes": ["a", "b"]}}},
+            r"tasks.t.classes: .* is too short",
+        ),
+        ({"tasks": {"t": COX | {"loss": "coxx"}}}, r"tasks.t.loss: 'coxx' is not one of .'classes', 'cox', 'hazard'"),
+        (
+            PAIRED | {"tasks": {"t": COX | {"loss": "classes"}}},
+            r"tasks.t: loss 'classes' makes good and poor .* give both",
+        ),
+        (PAIRED | {"tasks": {"t": COX | {"good_after": 9}}}, r"tasks.t.good_after: goes with the loss 'classes' only"),
+        (KL | {"tasks": {"t": COX}}, r"config arms.paired.score_loss: 'kl' .*'t' \(cox\) has none: set it to 'mse'"),
+        (KL | {"tasks": {"t": {"type": "regression", "label": "x"}}}, r"'t' \(regression\) has none"),
+        (KL | {"tasks": {"t": COX | {"loss": "hazard"}}}, r"'t' \(hazard\) has none"),
     ],
 )
 def test_refuses_in_one_line_with_key_value_and_remedy(changes, message):
     with pytest.raises(config.ConfigError, match=message) as error:
         complete(**changes)
     assert "\n" not in str(error.value)
+
+
+def test_all_kinds_of_tasks_are_taken():
+    value = complete(
+        **PAIRED,
+        tasks={
+            "a": {"type": "multiclass", "label": "x"},
+            "b": {"type": "regression", "label": "x"},
+            "c": COX | {"loss": "classes", "poor_before": 24, "good_after": 24},
+            "d": COX,
+            "e": COX | {"loss": "hazard"},
+        },
+    )
+    assert value["tasks"]["e"]["intervals"] == 4
+    complete(arms={"paired": KL["arms"]["paired"]}, tasks={"a": {"type": "multiclass", "label": "x"}})
 
 
 def test_default_configuration_is_valid():
