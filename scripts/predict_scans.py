@@ -57,7 +57,7 @@ def predict(table: pd.DataFrame, tested: pd.DataFrame, features) -> pd.DataFrame
     """Return one row per model and test scan of its fold."""
     import torch
 
-    from isoslide import abmil, models, tasks
+    from isoslide import aggregators, models, tasks
 
     matrix = torch.from_numpy(features.features)
     parts = []
@@ -66,7 +66,7 @@ def predict(table: pd.DataFrame, tested: pd.DataFrame, features) -> pd.DataFrame
         scans = [features.index[scan] for scan in rows["scan"]]
         loaded = [models.load(path) for path in own["path"]]
         state, shape = models.stack([state for state, _ in loaded]), loaded[0][1]
-        logits = abmil.predict_scans(state, shape, matrix, features, scans)
+        logits = aggregators.predict_scans(state, shape, matrix, features, scans)
         for i, model in enumerate(own.itertuples()):
             part = rows.assign(seed=model.seed, n_tiles=[features.size(scan) for scan in scans])
             card = models.card(Path(model.path))

@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(args: argparse.Namespace, rows: pd.DataFrame, features) -> list[dict]:
     """Train the models whose card does not stand, and return all cards."""
-    from isoslide import abmil, models, sampling, tasks, training
+    from isoslide import layers, models, sampling, tasks, training
 
     arm, settings, task = (args.settings[name] for name in ("arm", "training", "task"))
     log_lost(rows, features)
@@ -68,9 +68,8 @@ def train(args: argparse.Namespace, rows: pd.DataFrame, features) -> list[dict]:
         "n_tiles": min(settings["tiles"], max(features.size(i) for i in range(len(features.scans)))),
     }
     logging.info("%d specimens and %d tiles per scan in a step", *sizes.values())
-    shape = abmil.Shape(
-        features.dim, outputs, *(settings[name] for name in ("width", "layers", "attention", "dropout"))
-    )
+    sizes_of_model = ("width", "layers", "attention", "dropout", "aggregator")
+    shape = layers.Shape(features.dim, outputs, *(settings[name] for name in sizes_of_model))
     wanted = [training.Model(fold, seed) for fold in folds for seed in range(settings["seeds"])]
     keys = fold_keys(args, rows, features, sizes)
     paths = [Path(args.results, f"fold{model.fold.number}_seed{model.seed}.safetensors") for model in wanted]
@@ -98,9 +97,10 @@ def log_lost(rows: pd.DataFrame, features) -> None:
 
 def fold_keys(args: argparse.Namespace, rows: pd.DataFrame, features, sizes: dict[str, int]) -> dict[int, str]:
     """Return per fold the content key of what its models are made from, but the seed."""
-    from isoslide import abmil, keys, losses, sampling, selection, task_losses, task_metrics, tasks, training
+    from isoslide import aggregators, keys, losses, sampling, selection, task_losses, task_metrics, tasks, training
 
-    code = keys.code_hash(abmil, losses, sampling, selection, task_losses, task_metrics, tasks, training)
+    used = aggregators.modules(args.settings["training"]["aggregator"])
+    code = keys.code_hash(*used, losses, sampling, selection, task_losses, task_metrics, tasks, training)
     own = {scan: features.keys[i] for scan, i in features.index.items()}
     settings = {name: block for name, block in args.settings.items() if name != "training"}
     settings["training"] = {name: value for name, value in args.settings["training"].items() if name != "seeds"}

@@ -13,7 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from isoslide import abmil, atomic, grid, models
+from isoslide import aggregators, atomic, grid, models
 from isoslide.slide import Slide
 
 LONG_SIDE_PX = 900
@@ -41,12 +41,10 @@ def tile_values(paths: Sequence[str], features: np.ndarray) -> TileValues:
     state, shape = models.stack([state for state, _ in loaded]), loaded[0][1]
     x = torch.from_numpy(features).float()
     with torch.inference_mode():
-        embeddings, scores = abmil.embed(state, shape, x)  # (M, E, n), (M, n)
-        attention = scores.softmax(-1) * len(x)
-        tile_logits = abmil.head(state, embeddings)  # each tile as a bag of its own
-        bag_logits = abmil.predict(state, shape, x, [len(x)])
+        attention, tile_logits = aggregators.tile_values(state, shape, x)
+        bag_logits = aggregators.predict(state, shape, x, [len(x)])
     return TileValues(
-        attention=attention.mean(0).numpy(),
+        attention=attention.mean(0).numpy() * len(x),
         p=_probability(tile_logits).mean(0).numpy(),
         bag=float(_probability(bag_logits).mean()),
     )

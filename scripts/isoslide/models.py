@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from isoslide import abmil, atomic
+from isoslide import atomic, layers
 
 COLUMNS = (
     "fold",
@@ -26,7 +26,7 @@ COLUMNS = (
 )
 
 
-def save(path: Path, state: abmil.State | None, card: Mapping[str, Any]) -> None:
+def save(path: Path, state: layers.State | None, card: Mapping[str, Any]) -> None:
     """Write a model and its card; a model that never came to a checkpoint has a card only.
 
     The card is written last, so a card with the right key means that the model is whole.
@@ -43,14 +43,14 @@ def card(path: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
-def load(path: str | Path) -> tuple[abmil.State, abmil.Shape]:
+def load(path: str | Path) -> tuple[layers.State, layers.Shape]:
     """Return a stack of one model and its sizes."""
     state = load_file(path)
-    shape = abmil.Shape(**card(Path(path))["shape"])
+    shape = layers.Shape(**card(Path(path))["shape"])
     return {name: tensor.unsqueeze(0) for name, tensor in state.items()}, shape
 
 
-def stack(states: list[abmil.State]) -> abmil.State:
+def stack(states: list[layers.State]) -> layers.State:
     """Join stacks of models of equal sizes."""
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 

@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from isoslide import abmil, losses, sampling, selection, tasks
+from isoslide import aggregators, clam, layers, losses, sampling, selection, tasks
 from isoslide.bags import Bags
 
-PARTS = ("total", "task", "embedding", "score", "guess")
+PARTS = ("total", "task", "embedding", "score", "instance", "guess")
 CURVE = ("step", *PARTS, "lr", "tune_metric", "tune_inconsistency")
 
 
@@ -44,7 +44,7 @@ class Model:
     step: int = 0
     train_loss: float = math.nan
     score: selection.Score | None = None
-    state: abmil.State | None = None
+    state: layers.State | None = None
     curve: list[dict[str, float]] = field(default_factory=list)
     _merit: tuple[bool, float] = (False, -math.inf)
 
@@ -53,7 +53,7 @@ class Model:
         start, self.batches, self.negatives, self.dropout = (np.random.default_rng(s) for s in streams)
         self.start = torch.Generator().manual_seed(int(start.integers(2**62)))
 
-    def consider(self, step: int, state: abmil.State, value: selection.Score, row: dict[str, float], rule: str) -> None:
+    def consider(self, step: int, state: layers.State, value: selection.Score, row: dict[str, float], rule: str) -> None:
         """Keep this checkpoint if the rule prefers it; ties go to the later one.
 
         The rule `normalised` takes a collapsed or untrained checkpoint only when there is no other, and then the last.
@@ -92,7 +92,7 @@ def folds(rows: pd.DataFrame, bags: Bags, arm: Mapping[str, Any], task: Mapping[
 def train(
     models: Sequence[Model],
     bags: Bags,
-    shape: abmil.Shape,
+    shape: layers.Shape,
     arm: Mapping[str, Any],
     settings: Mapping[str, Any],
     n_specimens: int,
@@ -114,8 +114,8 @@ def train(
         n_tiles: tiles per scan and step; scans that have fewer are padded.
     """
     features = torch.from_numpy(bags.features)
-    state = abmil.init(shape, [model.start for model in models])
-    parameters = [state[name].requires_grad_() for name in abmil.trainable(state)]
+    state = aggregators.init(shape, [model.start for model in models])
+    parameters = [state[name].requires_grad_() for name in layers.trainable(state)]
     optimiser = torch.optim.SGD(
         parameters, lr=settings["learning_rate"], momentum=0.95, weight_decay=settings["weight_decay"], fused=True
     )
@@ -171,8 +171,8 @@ def _batches(
 
 def _losses(
     models: Sequence[Model],
-    state: abmil.State,
-    shape: abmil.Shape,
+    state: layers.State,
+    shape: layers.Shape,
     features: Tensor,
     drawn: Tensor,
     batch: sampling.Batch,
@@ -181,22 +181,27 @@ def _losses(
     settings: Mapping[str, Any],
     step: int,
 ) -> list[Tensor]:
-    """Return total, task, embedding and score loss (M,) of a step, and the task loss of a constant guess.
+    """Return the losses `PARTS` (M,) of a step; `guess` is the task loss of a constant guess.
 
     A loss of weight 0 is not computed and is NaN.
     """
-    rows = torch.from_numpy(batch.rows)
+    ordered = shape.aggregator in aggregators.ORDERED
+    rows = torch.from_numpy(aggregators.in_order(batch.rows, batch.valid) if ordered else batch.rows)
     m, g, t = rows.shape
     x = torch.index_select(features, 0, rows.flatten(), out=drawn).to(torch.float32).view(m, g, t, -1)
     shared = arm["sampler"] == "paired" and settings["head_dropout"] == "paired"
-    keep = abmil.dropout_factors([model.dropout for model in models], shape.dropout, g, shape.width, shared)
-    out = abmil.forward(state, shape, x, torch.from_numpy(batch.valid), keep)
+    keep = layers.dropout_factors([model.dropout for model in models], shape.dropout, g, shape.width, shared)
+    valid = torch.from_numpy(batch.valid)
+    out = aggregators.forward(state, shape, x, valid, keep)
     kind, known = models[0].fold.task, tasks.truth(batch, 2 if arm["sampler"] == "paired" else 1)
     task = kind.loss(out.logits, known, fitted)
     guess = tasks.guess_loss(kind, out.logits, known, fitted)
     warm = min(1.0, step / arm["warmup_steps"]) if arm["warmup_steps"] else 1.0
     total, nan = task, torch.full_like(task, math.nan)
-    embedding = score = nan
+    embedding = score = instance = nan
+    if shape.aggregator == "clam_sb":
+        instance = clam.instance_loss(state, out, known.labels.long(), valid, settings["instance_tiles"])
+        total = total + settings["instance_weight"] * instance
     if arm["embedding_weight"]:
         embedding = _embedding_loss(models, out.embeddings, batch, arm)
         total = total + warm * arm["embedding_weight"] * embedding
@@ -205,7 +210,7 @@ def _losses(
         pairs = torch.from_numpy(batch.pairs[:, :b])
         score = losses.score_loss(out.logits[:, :b], out.logits[:, b:], pairs, arm["score_loss"])
         total = total + warm * arm["score_weight"] * score
-    return [total, task, embedding, score, guess]
+    return [total, task, embedding, score, instance, guess]
 
 
 def _embedding_loss(
@@ -237,8 +242,8 @@ def _finite(models: Sequence[Model], alive: Tensor, total: Tensor, norms: Tensor
 def _checkpoint(
     models: Sequence[Model],
     alive: Tensor,
-    state: abmil.State,
-    shape: abmil.Shape,
+    state: layers.State,
+    shape: layers.Shape,
     features: Tensor,
     bags: Bags,
     means: Tensor,
@@ -252,13 +257,13 @@ def _checkpoint(
         fold = models[start].fold
         stop = start + sum(model.fold is fold for model in models[start:])
         part = {name: tensor[start:stop] for name, tensor in state.items()}
-        logits = abmil.predict_scans(part, shape, features, bags, fold.tuning.scans)
+        logits = aggregators.predict_scans(part, shape, features, bags, fold.tuning.scans)
         scores = fold.task.scores(logits).numpy()
         for i in range(start, stop):
             if alive[i]:
                 row = {"step": step, "lr": lr} | dict(zip(PARTS, means[:, i].tolist(), strict=True))
                 value = selection.score(fold.tuning, scores[i - start].astype(np.float64))
-                models[i].consider(step, abmil.single(state, i), value, row, rule)
+                models[i].consider(step, layers.single(state, i), value, row, rule)
         start = stop
     done = [model for model, ok in zip(models, alive.tolist(), strict=True) if ok]
     logging.info(

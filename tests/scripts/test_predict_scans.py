@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import predict_scans
-from isoslide import abmil, atomic, models, status
+from isoslide import aggregators, atomic, layers, models, status
 from isoslide.bags import Bags
 
-SHAPE = abmil.Shape(inputs=3, outputs=2, width=4, layers=1, attention=2)
+SHAPE = layers.Shape(inputs=3, outputs=2, width=4, layers=1, attention=2)
 
 
 def features():
@@ -18,7 +18,7 @@ def features():
 
 
 def write_model(folder, fold, seed, state="ok"):
-    stack = abmil.init(SHAPE, [torch.Generator().manual_seed(seed)])
+    stack = aggregators.init(SHAPE, [torch.Generator().manual_seed(seed)])
     path = folder / f"fold{fold}_seed{seed}.safetensors"
     card = {"shape": SHAPE.as_dict(), "key": "k", "settings": {"task": {"type": "binary"}}, "fitted": {}}
     models.save(path, {name: value[0] for name, value in stack.items()}, card)
@@ -39,7 +39,7 @@ def test_each_fold_is_scored_by_its_own_models(tmp_path):
     assert table["status"].tolist() == ["ok", "ok", "collapsed", "collapsed", "ok"]
     assert table["n_tiles"].tolist() == [4, 2, 4, 2, 1]
     for state, row in ((first, 0), (second, 2)):
-        logits = abmil.predict(state, SHAPE, torch.from_numpy(bags.features[3:]), [4])[0, 0]
+        logits = aggregators.predict(state, SHAPE, torch.from_numpy(bags.features[3:]), [4])[0, 0]
         assert table["logit"].iloc[row] == pytest.approx((logits[1] - logits[0]).item(), abs=1e-6)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from isoslide import abmil
+from isoslide import abmil, layers
 
 torch.set_num_threads(1)
 
@@ -39,7 +39,7 @@ def oracle_state(reference):
     return state
 
 
-SMALL = abmil.Shape(inputs=6, outputs=2, width=4, layers=3, attention=2, dropout=0)
+SMALL = layers.Shape(inputs=6, outputs=2, width=4, layers=3, attention=2, dropout=0)
 
 
 def generators(*seeds):
@@ -132,12 +132,12 @@ class PlainModel(nn.Module):
         return self.head((h * attention).sum(1))
 
 
-@pytest.mark.parametrize("shape", [SMALL, abmil.Shape(inputs=3, outputs=3, width=5, layers=1, attention=2)])
+@pytest.mark.parametrize("shape", [SMALL, layers.Shape(inputs=3, outputs=3, width=5, layers=1, attention=2)])
 def test_stack_equals_plain_models_with_gradients(shape):
     state = random_state(shape, (1, 2, 3))
     plain = [PlainModel(shape, {k: v[i : i + 1] for k, v in state.items()}) for i in range(3)]
     x = torch.randn(3, 4, 6, shape.inputs, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    names = abmil.trainable(state)
+    names = layers.trainable(state)
     for name in names:
         state[name].requires_grad_()
     logits = abmil.forward(state, shape, x).logits
@@ -170,7 +170,7 @@ def test_masked_pass_equals_the_pass_without_padding():
 def test_masked_gradients_are_right():
     x = torch.randn(1, 2, 3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     valid = torch.tensor([[[True, True, False], [True, True, True]]])
-    names = abmil.trainable(random_state(SMALL))
+    names = layers.trainable(random_state(SMALL))
 
     def run(*values):
         state = random_state(SMALL) | dict(zip(names, values, strict=True))
@@ -199,27 +199,29 @@ def test_big_bags_are_predicted_in_parts(monkeypatch):
 def test_a_models_start_does_not_depend_on_its_neighbours():
     together = abmil.init(SMALL, generators(1, 2, 3))
     alone = abmil.init(SMALL, generators(2))
-    for name, value in abmil.single(together, 1).items():
+    for name, value in layers.single(together, 1).items():
         assert torch.equal(value, alone[name])
 
 
 def test_number_of_parameters_and_spread_of_weights(oracle):
-    shape = abmil.Shape(inputs=1536)
+    shape = layers.Shape(inputs=1536)
     state = abmil.init(shape, generators(0))
-    assert sum(state[name].numel() for name in abmil.trainable(state)) == 560_643
-    for name, n_in, n_out in abmil.linears(shape)[:4]:
-        assert state[f"{name}.weight"].std().item() == pytest.approx((2 / (n_in + n_out)) ** 0.5, rel=0.02)
+    assert sum(state[name].numel() for name in layers.trainable(state)) == 560_643
+    for part in abmil.parts(shape):
+        if part.size[0] > 1 and len(part.size) == 2 and part.name != "head.weight":
+            assert part.sd == (2 / sum(part.size)) ** 0.5
+            assert state[part.name].std().item() == pytest.approx(part.sd, rel=0.02)
 
 
 def test_dropout_factors():
     rngs = [np.random.default_rng(i) for i in range(2)]
-    shared = abmil.dropout_factors(rngs, 0.2, 8, 500, shared=True)
+    shared = layers.dropout_factors(rngs, 0.2, 8, 500, shared=True)
     assert torch.equal(shared[:, :4], shared[:, 4:])
     assert shared.mean().item() == pytest.approx(1, abs=0.03)
     assert set(shared.unique().tolist()) == {0, 1.25}
-    independent = abmil.dropout_factors([np.random.default_rng(0)], 0.5, 8, 500, shared=False)
+    independent = layers.dropout_factors([np.random.default_rng(0)], 0.5, 8, 500, shared=False)
     assert not torch.equal(independent[:, :4], independent[:, 4:])
-    assert abmil.dropout_factors(rngs, 0, 8, 500, shared=True) is None
+    assert layers.dropout_factors(rngs, 0, 8, 500, shared=True) is None
 
 
 def test_one_row_cannot_be_normalised():

@@ -3,10 +3,10 @@ import pytest
 import synth
 import torch
 
-from isoslide import abmil, grid, heatmaps, models
+from isoslide import aggregators, grid, heatmaps, layers, models
 from isoslide.slide import Slide
 
-SHAPE = abmil.Shape(inputs=6, width=8, attention=4)
+SHAPE = layers.Shape(inputs=6, width=8, attention=4)
 
 
 @pytest.fixture
@@ -14,8 +14,8 @@ def paths(tmp_path):
     """Two models with running statistics that are not those of a fresh model."""
     files = []
     for seed in range(2):
-        state = abmil.init(SHAPE, [torch.Generator().manual_seed(seed)])
-        state = {name: value + 0.1 * (seed + 1) for name, value in abmil.single(state, 0).items()}
+        state = aggregators.init(SHAPE, [torch.Generator().manual_seed(seed)])
+        state = {name: value + 0.1 * (seed + 1) for name, value in layers.single(state, 0).items()}
         path = tmp_path / f"m{seed}.safetensors"
         models.save(path, {name: value[0] for name, value in state.items()}, {"shape": SHAPE.as_dict()})
         files.append(str(path))
@@ -29,7 +29,7 @@ def features(n=5):
 def test_the_bag_is_what_predictions_say_and_attention_averages_one(paths):
     values = heatmaps.tile_values(paths, features())
     x = torch.from_numpy(features()).float()
-    logits = [abmil.predict(*models.load(path), x, [5])[0, 0] for path in paths]
+    logits = [aggregators.predict(*models.load(path), x, [5])[0, 0] for path in paths]
     expected = np.mean([float(torch.sigmoid(logit[1] - logit[0])) for logit in logits])
     assert values.bag == pytest.approx(expected, abs=1e-6)
     assert values.attention.mean() == pytest.approx(1, abs=1e-6)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from isoslide import abmil, sampling, splits, training
+from isoslide import aggregators, layers, sampling, splits, training
 from isoslide.bags import Bags
 
 torch.set_num_threads(1)
@@ -71,7 +71,7 @@ def run(rows, bags, arm=None, seeds=(0, 1), n_folds=3, shape=None, n_specimens=4
     arm = ARM | (arm or {})
     folds = training.folds(rows, bags, arm, {"type": "binary"}, 2)[:n_folds]
     models = [training.Model(fold, seed) for fold in folds for seed in seeds]
-    shape = shape or abmil.Shape(bags.dim, 2, width=8, layers=2, attention=4, dropout=0.2)
+    shape = shape or layers.Shape(bags.dim, 2, width=8, layers=2, attention=4, dropout=0.2)
     training.train(models, bags, shape, arm, SETTINGS | settings, n_specimens, n_tiles)
     return models
 
@@ -129,21 +129,21 @@ def test_warm_up_of_the_weights(warmup):
 def test_optimiser_is_that_of_the_method():
     """One model against torch's own SGD, one-cycle and clipping, written plainly."""
     rows, bags = cohort()
-    shape = abmil.Shape(bags.dim, 2, width=8, layers=1, attention=4, dropout=0)
+    shape = layers.Shape(bags.dim, 2, width=8, layers=1, attention=4, dropout=0)
     clip = 0.05
     arm = dict.fromkeys(WEIGHTS, 0)
     model = run(rows, bags, arm, seeds=(3,), n_folds=1, shape=shape, clip=clip, steps=12, selection="last")[0]
 
     twin = training.Model(model.fold, 3)
-    state = abmil.init(shape, [twin.start])
-    parameters = [state[name].requires_grad_() for name in abmil.trainable(state)]
+    state = aggregators.init(shape, [twin.start])
+    parameters = [state[name].requires_grad_() for name in layers.trainable(state)]
     momentum = [torch.zeros_like(parameter) for parameter in parameters]
     batches = sampling.paired(model.fold.specimens, bags, twin.batches, 4, 5)
     labels = [specimen.label for specimen in model.fold.specimens]
     share = torch.tensor([labels.count(1), labels.count(0)]) / len(labels)
     for step, batch in zip(range(12), batches, strict=False):
         x = torch.from_numpy(bags.features[batch.rows])
-        logits = abmil.forward(state, shape, x).logits[0]
+        logits = aggregators.forward(state, shape, x).logits[0]
         loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels[0]).long(), share)
         gradients = torch.autograd.grad(loss, parameters)
         norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
