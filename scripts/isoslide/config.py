@@ -40,6 +40,7 @@ def check(config: Mapping[str, Any], registry: Mapping[str, Encoder]) -> None:
             raise ConfigError(f"config encoders: no encoder {name!r}: use one of {sorted(registry)}")
     if config["tasks"] and config["control"] not in config["arms"]:
         raise ConfigError(f"config control: no arm {config['control']!r}: use one of {sorted(config['arms'])}")
+    _check_training(config)
     for name, arm in config["arms"].items():
         if (arm["sampler"] == "single") != ("scanner" in arm):
             raise ConfigError(f"config arms.{name}: 'scanner' goes with sampler 'single', and only with it")
@@ -66,6 +67,18 @@ def _check_task(name: str, task: Mapping[str, Any], arms: Mapping[str, Mapping[s
             raise ConfigError(
                 f"config arms.{arm}.score_loss: {settings['score_loss']!r} compares probabilities of classes, of which "
                 f"task {name!r} ({kind}) has none: set it to 'mse'"
+            )
+
+
+def _check_training(config: Mapping[str, Any]) -> None:
+    training = config["training"]
+    if training["aggregator"] == "transmil" and training["width"] % 8:
+        raise ConfigError(f"config training.width: {training['width']} is no multiple of 8, the heads of transmil")
+    for name, task in config["tasks"].items():
+        without_classes = task["type"] == "regression" or task.get("loss", "classes") != "classes"
+        if training["aggregator"] == "clam_sb" and without_classes:
+            raise ConfigError(
+                f"config training.aggregator: clam_sb needs classes, and task {name!r} has none: use gated_abmil"
             )
 
 

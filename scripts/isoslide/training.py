@@ -53,7 +53,9 @@ class Model:
         start, self.batches, self.negatives, self.dropout = (np.random.default_rng(s) for s in streams)
         self.start = torch.Generator().manual_seed(int(start.integers(2**62)))
 
-    def consider(self, step: int, state: layers.State, value: selection.Score, row: dict[str, float], rule: str) -> None:
+    def consider(
+        self, step: int, state: layers.State, value: selection.Score, row: dict[str, float], rule: str
+    ) -> None:
         """Keep this checkpoint if the rule prefers it; ties go to the later one.
 
         The rule `normalised` takes a collapsed or untrained checkpoint only when there is no other, and then the last.

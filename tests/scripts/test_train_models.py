@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 import predict_scans
 import train_models
-from isoslide import atomic, splits, status
+from isoslide import atomic, config, splits, status
 
 TASK = {"type": "binary", "label": "label", "positive": "b"}
 ARM = {
@@ -26,7 +26,9 @@ ARM = {
     "temperature": 0.1,
     "warmup_steps": 0,
 }
-TRAINING = {
+SCHEMA = Path(train_models.__file__).parents[1] / "workflow/schemas/config.schema.yaml"
+DEFAULTS = config.complete({"sheet": "s.tsv", "encoders": ["e"]}, SCHEMA)["training"]
+TRAINING = DEFAULTS | {
     "seeds": 2,
     "steps": 30,
     "specimens": 4,
@@ -119,6 +121,7 @@ def test_models_cards_and_curves(cohort):
             "task",
             "embedding",
             "score",
+            "instance",
             "guess",
             "lr",
             "tune_metric",
@@ -182,3 +185,16 @@ def test_help_needs_no_torch_and_shows_the_command(script):
     code += f"try:\n    {script}.parse_args(['--help'])\nexcept SystemExit:\n    assert 'torch' not in sys.modules\n"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert f"python scripts/{script}.py" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["gated_abmil", "clam_sb", "transmil", "mean"])
+def test_every_aggregator_from_features_to_predictions(cohort, name):
+    """Bags of six tiles, fewer than CLAM takes; learned well enough to tell the classes apart on average."""
+    table = train(cohort, aggregator=name, seeds=1, learning_rate=0.02)
+    curves = pd.read_csv(cohort / "models/curves.tsv", sep="\t")
+    assert set(table["status"]) <= {"ok", "not_trained"}
+    assert np.isfinite(curves["instance"]).all() == (name == "clam_sb")
+    assert json.loads((cohort / "models/fold0_seed0.json").read_text())["shape"]["aggregator"] == name
+    predicted = predict(cohort)
+    positive = predicted["label"] == "1"
+    assert predicted.loc[positive, "logit"].mean() > predicted.loc[~positive, "logit"].mean()

@@ -39,6 +39,15 @@ def test_defaults_are_filled_at_every_depth():
         ({"arms": {"a": {"sampler": "single"}}}, r"config arms.a: 'scanner' goes with sampler 'single'"),
         ({"arms": {"a": {"sampler": "mixed", "score_weight": 1}}}, r"config arms.a: a robustness loss needs pairs"),
         ({"tasks": {"t": {"type": "binary", "label": "x", "positive": "y"}}}, r"config control: no arm 'paired'"),
+        ({"training": {"aggregator": "transmil", "width": 20}}, r"config training.width: 20 is no multiple of 8"),
+        (
+            {
+                "tasks": {"t": {"type": "regression", "label": "x"}},
+                "arms": {"paired": {"sampler": "paired"}},
+                "training": {"aggregator": "clam_sb"},
+            },
+            r"config training.aggregator: clam_sb needs classes, and task 't' has none",
+        ),
         (
             {"tasks": {"t": {"type": "ordinal", "label": "x"}}},
             r"config tasks.t.type: 'ordinal' is not one of .'binary', 'm",

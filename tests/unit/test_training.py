@@ -97,7 +97,7 @@ def test_same_seeds_give_the_same_bits():
     rows, bags = cohort()
     for one, other in zip(run(rows, bags, steps=20), run(rows, bags, steps=20), strict=True):
         assert_same(one, other, atol=0, rtol=0)
-        assert one.curve == other.curve
+        assert str(one.curve) == str(other.curve)  # NaN is not equal to itself
 
 
 def test_a_model_does_not_depend_on_its_neighbours():

@@ -5,7 +5,13 @@ rule draw_heatmaps:
     """Draw where the models of an arm look on the scans named in the config."""
     input:
         script=scripts("draw_heatmaps.py"),
-        modules=[scripts("isoslide/heatmaps.py"), scripts("isoslide/abmil.py")],
+        modules=[
+            scripts("isoslide/abmil.py"),
+            scripts("isoslide/aggregators.py"),
+            scripts("isoslide/heatmaps.py"),
+            scripts("isoslide/layers.py"),
+            scripts("isoslide/transmil.py"),
+        ],
         checks="results/status/checks.tsv",
         tiles=tiles_of_encoder,
         features="results/status/features/{encoder}.tsv",

@@ -7,7 +7,10 @@ rule train_models:
         script=scripts("train_models.py"),
         modules=[
             scripts("isoslide/abmil.py"),
+            scripts("isoslide/aggregators.py"),
             scripts("isoslide/bags.py"),
+            scripts("isoslide/clam.py"),
+            scripts("isoslide/layers.py"),
             scripts("isoslide/losses.py"),
             scripts("isoslide/metrics.py"),
             scripts("isoslide/models.py"),
@@ -17,6 +20,7 @@ rule train_models:
             scripts("isoslide/task_metrics.py"),
             scripts("isoslide/tasks.py"),
             scripts("isoslide/training.py"),
+            scripts("isoslide/transmil.py"),
         ],
         splits="results/splits/{task}.tsv",
         features="results/status/features/{encoder}.tsv",

@@ -7,10 +7,13 @@ rule predict_scans:
         script=scripts("predict_scans.py"),
         modules=[
             scripts("isoslide/abmil.py"),
+            scripts("isoslide/aggregators.py"),
             scripts("isoslide/bags.py"),
+            scripts("isoslide/layers.py"),
             scripts("isoslide/models.py"),
             scripts("isoslide/task_losses.py"),
             scripts("isoslide/tasks.py"),
+            scripts("isoslide/transmil.py"),
         ],
         models="results/models/{task}/{encoder}/{arm}/models.tsv",
         splits="results/splits/{task}.tsv",
