@@ -56,17 +56,17 @@ def main(argv: list[str] | None = None) -> None:
 def encode(args: argparse.Namespace, entry: registry.Encoder, checks: DataFrame, table: DataFrame) -> list[dict]:
     import torch
 
-    from isoslide import encoders, features, grid, keys, slide
+    from isoslide import encoders, features, grid, keys, slide, tile_encoder
 
     torch.set_num_threads(args.threads)
     if args.device == "cuda" and not torch.cuda.is_available():
         cli.fail("a GPU was asked for and torch sees none: check the driver, or set 'device: cpu' in the config")
     try:
-        encoder = encoders.TileEncoder(entry, args.weights, args.device)
+        encoder = tile_encoder.TileEncoder(entry, args.weights, args.device)
     except encoders.EncoderError as error:
         cli.fail(str(error))
     reading = slide.Reading(**args.reading)
-    code = [encoders.code(entry), slide.code(reading), keys.code_hash(features.extract)]
+    code = [tile_encoder.code(entry), slide.code(reading), keys.code_hash(features.extract)]
     clock = features.Clock()
     rows = []
     for row in table.to_dict("records"):

@@ -1,8 +1,6 @@
-"""Frozen encoders: tile pixels to feature vectors, built from registry entries."""
+"""Frozen encoders, built from registry entries: networks with their weights, and what is pooled from them."""
 
-import hashlib
 import importlib.util
-import logging
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,56 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from isoslide import keys
 from isoslide.registry import Encoder
 
 
 class EncoderError(Exception):
     """The encoder cannot be loaded; the message is one line with the remedy."""
-
-
-class TileEncoder:
-    """A loaded encoder.
-
-    Attributes:
-        entry: its registry entry.
-        weights_hash: first 16 hex digits of the SHA-256 of the weights file.
-    """
-
-    def __init__(self, entry: Encoder, weights_folder: str | Path, device: str = "cpu"):
-        path = weights_path(entry, weights_folder)
-        with open(path, "rb") as file:
-            self.weights_hash = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        self.entry = entry
-        self.device = torch.device(device)
-        self.dtype = torch.float32 if self.device.type == "cpu" else getattr(torch, entry.precision)
-        network = LOADERS[entry.loader](entry, path).eval().requires_grad_(False)
-        if self.device.type == "cpu":
-            fold_batch_norms(network)  # 4.5 instead of 10 ms a tile for EfficientNet-Lite0
-        self.network = network.to(self.device, memory_format=torch.channels_last)
-        self._mean = torch.tensor(entry.mean, device=self.device).view(1, 3, 1, 1) * 255
-        self._std = torch.tensor(entry.std, device=self.device).view(1, 3, 1, 1) * 255
-        logging.info("encoder %s on %s, weights %s", entry.id, self.device, self.weights_hash)
-
-    @torch.inference_mode()
-    def __call__(self, tiles: Tensor) -> Tensor:
-        """Return features (n, dim) float32 on the CPU for tiles (n, tile_px, tile_px, 3) uint8 RGB."""
-        pixels = tiles.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
-        side = self.entry.input_px or self.entry.tile_px
-        if pixels.shape[-1] != side:
-            pixels = nn.functional.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True)
-        pixels = ((pixels - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            features = POOLINGS[self.entry.pooling](self.network, pixels)
-        if features.shape[1] != self.entry.dim:
-            raise EncoderError(f"{self.entry.id}: {features.shape[1]} features, the registry says {self.entry.dim}")
-        return features.float().cpu()
-
-
-def code(entry: Encoder) -> str:
-    """Return the hash of the code that this entry's features come from; other loaders and poolings do not count."""
-    used = (LOADERS[entry.loader], KEY_MAPS[entry.key_map], POOLINGS[entry.pooling])
-    return keys.code_hash(TileEncoder, fold_batch_norms, *used)
 
 
 def weights_path(entry: Encoder, folder: str | Path) -> Path:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from isoslide import __version__, atomic, grid
-from isoslide.encoders import TileEncoder
 from isoslide.slide import Reading, Slide, SlideError, open_checked
+from isoslide.tile_encoder import TileEncoder
 
 BLOCK = 16  # tiles are read in blocks of 16 x 16, whose inner stored tiles no other block needs
 

@@ -7,8 +7,9 @@ import synth
 import torch
 
 import extract_features
-from isoslide import encoders, features, grid, status
+from isoslide import features, grid, status
 from isoslide.slide import Slide
+from isoslide.tile_encoder import TileEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,7 +65,7 @@ def test_features_are_those_of_the_tiles_one_by_one(batch, tmp_path):
     assert ids.tolist() == [0, 1, 2, grid.ROW, grid.ROW + 1]
     assert attrs["reference"] == "r"
     assert attrs["n_out_of_bounds"] == 1
-    encoder = encoders.TileEncoder(encoders_entry(), "unused")
+    encoder = TileEncoder(encoders_entry(), "unused")
     with Slide(batch / "a.tif") as slide:
         # Tile 1 begins at (312, 200) µm of the reference, which the turn carries to (900 - 200, 100 + 312).
         image = slide.read(np.array([[0, -0.5, 700], [0.5, 0, 412]]), (224, 224))
@@ -126,7 +127,7 @@ def test_what_stands_is_kept_and_what_is_damaged_is_made_again(batch, tmp_path):
 
 
 def test_non_finite_features_are_a_status(batch, tmp_path, monkeypatch):
-    monkeypatch.setattr(encoders.TileEncoder, "__call__", lambda self, tiles: torch.full((len(tiles), 1280), torch.nan))
+    monkeypatch.setattr(TileEncoder, "__call__", lambda self, tiles: torch.full((len(tiles), 1280), torch.nan))
     table = run(batch, tmp_path)
     assert table.loc["a", "status"] == "non_finite"
     assert "5 of 5 tiles" in table.loc["a", "reason"]

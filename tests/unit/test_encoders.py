@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from isoslide import encoders, registry, slide
+from isoslide.tile_encoder import TileEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
 REGISTRY = registry.load(ROOT / "resources/encoders.yaml")
@@ -57,7 +58,7 @@ def test_embedded_encoder_against_plain_timm():
     network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=False)))
     with torch.inference_mode():
         expected = network((tiles().permute(0, 3, 1, 2).float() - 127) / 128)
-    features = encoders.TileEncoder(entry, "unused")(tiles())
+    features = TileEncoder(entry, "unused")(tiles())
     assert features.shape == (3, 1280)
     assert torch.norm(features - expected) / torch.norm(expected) < 1e-4
 
@@ -66,7 +67,7 @@ def test_embedded_encoder_against_stored_values():
     """Every 80th value of another implementation (package efficientnet-lite-pytorch 0.1.0) on a tile of the slide."""
     with slide.Slide(ROOT / "resources/CMU-1-Small-Region.svs") as source:
         tile = source.read([[0.499, 0, 400], [0, 0.499, 700]], (224, 224))
-    features = encoders.TileEncoder(REGISTRY["efficientnet_lite0"], "unused")(torch.from_numpy(tile)[None])[0, ::80]
+    features = TileEncoder(REGISTRY["efficientnet_lite0"], "unused")(torch.from_numpy(tile)[None])[0, ::80]
     expected = torch.tensor(EXPECTED)
     assert torch.nn.functional.cosine_similarity(features, expected, dim=0) > 0.9999
     torch.testing.assert_close(features, expected, atol=1e-3, rtol=1e-3)
@@ -86,7 +87,7 @@ def test_loading_of_every_vision_transformer(tmp_path, name):
         save_file(network.state_dict(), path)
     else:
         torch.save(network.state_dict(), path)
-    features = encoders.TileEncoder(entry, tmp_path)(tiles(2, entry.tile_px))
+    features = TileEncoder(entry, tmp_path)(tiles(2, entry.tile_px))
     pixels = tiles(2, entry.tile_px).permute(0, 3, 1, 2).float()
     if entry.input_px:
         pixels = torch.nn.functional.interpolate(pixels, size=(224, 224), mode="bilinear", antialias=True)
@@ -113,12 +114,12 @@ def test_full_size_dimension(name):
 def test_absent_and_foreign_weights_are_refused_in_one_line(tmp_path):
     entry = REGISTRY["uni"]
     with pytest.raises(encoders.EncoderError, match=r"encoder uni: no weights at .*MahmoodLab/UNI \(gated"):
-        encoders.TileEncoder(entry, tmp_path)
+        TileEncoder(entry, tmp_path)
     (tmp_path / "uni").mkdir()
     torch.save(build(entry, **SMALL).state_dict(), tmp_path / "uni/pytorch_model.bin")
     entry = replace(entry, arguments=entry.arguments | SMALL | {"depth": 1})
     with pytest.raises(encoders.EncoderError, match="does not fit vit_large_patch16_224") as error:
-        encoders.TileEncoder(entry, tmp_path)
+        TileEncoder(entry, tmp_path)
     assert "\n" not in str(error.value)
 
 

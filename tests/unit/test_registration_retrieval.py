@@ -60,9 +60,9 @@ def seen(scan, affine=IDENTITY):
 
 
 def test_top_1_is_no_worse_than_with_the_crops_own_alignment(pair):
-    encoders = pytest.importorskip("isoslide.encoders")
+    tile_encoder = pytest.importorskip("isoslide.tile_encoder")
     entry = registry.load(ROOT / "resources/encoders.yaml")["efficientnet_lite0"]
-    encoder = encoders.TileEncoder(entry, ROOT / "resources/weights")
+    encoder = tile_encoder.TileEncoder(entry, ROOT / "resources/weights")
     first, second = pair
     middle = np.full(2, FIELD_UM / 2)
     linear = np.array([[np.cos(TURN), -np.sin(TURN)], [np.sin(TURN), np.cos(TURN)]])

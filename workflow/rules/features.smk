@@ -7,6 +7,7 @@ rule extract_features:
         script=scripts("extract_features.py"),
         modules=[
             scripts("isoslide/encoders.py"),
+            scripts("isoslide/tile_encoder.py"),
             scripts("isoslide/features.py"),
             scripts("isoslide/slide.py"),
             scripts("isoslide/slide_files.py"),
