@@ -3,16 +3,17 @@
     python scripts/make_splits.py --sheet config/slides.tsv --task response \
         --settings '{"task": {"type": "binary", "label": "response", "positive": "positive"},
                      "splits": {"folds": 5, "tune": 0.2, "seed": 1}}' \
-        --output results/splits/response.tsv
+        --output results/splits/response.tsv --proof results/splits/proof/response.tsv
 
 Patients are whole, strata (classes, quarters of the values, events) are dealt evenly, and the same seed gives the same
-folds. A fold that lacks a class or an event is refused.
+folds. A fold that lacks a class or an event is refused. With `--file` the folds are the user's own, checked alike. The
+proof counts, from the finished table, what each part of each fold holds and what it shares with the others.
 """
 
 import argparse
 import logging
 
-from isoslide import atomic, cli, sheet, splits
+from isoslide import atomic, cli, sheet, split_files, splits
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -20,21 +21,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sheet", required=True, help="sample sheet")
     parser.add_argument("--task", required=True, help="name of the task, for messages and its draw")
     parser.add_argument("--settings", required=True, type=cli.json_arg, help="blocks task and splits of the config")
+    parser.add_argument("--file", help="the user's own folds: tab separated fold, role, and scan or patient")
     parser.add_argument("--output", required=True, help="table to write")
+    parser.add_argument("--proof", required=True, help="table of counts and overlaps to write")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
+    task, divided = args.settings["task"], args.settings["splits"]
     try:
-        table = splits.make(sheet.read(args.sheet), args.task, args.settings["task"], args.settings["splits"])
+        scans = sheet.read(args.sheet)
+        if args.file:
+            table = split_files.make(scans, args.task, task, divided, args.file)
+        else:
+            table = splits.make(scans, args.task, task, divided)
     except (sheet.SheetError, splits.SplitError) as error:
         cli.fail(str(error))
+    proof = splits.proof(table, scans.set_index("scan")["site"])
+    atomic.write_table(args.proof, proof)
     atomic.write_table(args.output, table)
-    patients = table.drop_duplicates(["fold", "patient", "role"])
-    for fold, rows in patients[patients["role"] != splits.UNUSED].groupby("fold"):
-        logging.info("fold %d: patients %s", fold, rows["role"].value_counts().to_dict())
+    for fold, rows in proof.groupby("fold"):
+        logging.info("fold %d: patients %s", fold, dict(zip(rows["role"], rows["patients"], strict=True)))
 
 
 if __name__ == "__main__":

@@ -102,8 +102,11 @@ def delong(ours: pd.DataFrame, theirs: pd.DataFrame, level: float = 0.95) -> tup
     1997: scans of a patient are not independent), and over folds with the same weights as the estimate.
 
     Raises:
-        Undefined: if a fold has one class, a class with one patient, or no seed that both arms have.
+        Undefined: if a fold has one class, a class with one patient, no seed that both arms have, or patients that
+            several folds test, whose variances cannot be added.
     """
+    if (ours.drop_duplicates(["fold", "patient"])["patient"].value_counts() > 1).any():
+        raise Undefined("patients are tested in several folds")
     difference = variance = total = 0.0
     for _, models in _by_fold(ours, theirs):
         value, fold_variance, pairs = _delong_fold(models)

@@ -41,6 +41,7 @@ def check(config: Mapping[str, Any], registry: Mapping[str, Encoder]) -> None:
     if config["tasks"] and config["control"] not in config["arms"]:
         raise ConfigError(f"config control: no arm {config['control']!r}: use one of {sorted(config['arms'])}")
     _check_training(config)
+    _check_splits(config)
     for name, arm in config["arms"].items():
         if (arm["sampler"] == "single") != ("scanner" in arm):
             raise ConfigError(f"config arms.{name}: 'scanner' goes with sampler 'single', and only with it")
@@ -48,6 +49,20 @@ def check(config: Mapping[str, Any], registry: Mapping[str, Encoder]) -> None:
             raise ConfigError(f"config arms.{name}: a robustness loss needs pairs of scans: set sampler to 'paired'")
     for name, task in config["tasks"].items():
         _check_task(name, task, config["arms"])
+
+
+def _check_splits(config: Mapping[str, Any]) -> None:
+    divided = config["splits"]
+    if "file" in divided and not Path(divided["file"]).is_file():
+        raise ConfigError(f"config splits.file: no file {divided['file']!r}: correct the path, or leave the key out")
+    if "file" in divided and (divided["by"] != "patient" or divided["repeats"] > 1):
+        raise ConfigError("config splits.file: the file says all folds: leave 'by' and 'repeats' out, or the file")
+    for name, arm in config["arms"].items():
+        if divided["by"] == "scanner" and arm["sampler"] == "single":
+            raise ConfigError(
+                f"config arms.{name}: a 'single' arm has no training scans in the fold that leaves its scanner out: "
+                "remove the arm, or set splits.by to 'patient'"
+            )
 
 
 def _check_task(name: str, task: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> None:

@@ -200,4 +200,4 @@ def labels(table: pd.DataFrame, column: str) -> pd.Series:
 def split_columns(task: Mapping[str, Any]) -> list[str]:
     """Return the columns that the folds of a task are drawn from."""
     labels_of_task = [task[key] for key in ("label", "time", "event") if key in task]
-    return ["scan", "specimen", "patient", "scanner", "split", *labels_of_task]
+    return ["scan", "specimen", "patient", "scanner", "site", "split", *labels_of_task]

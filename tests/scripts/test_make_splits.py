@@ -15,9 +15,11 @@ def write_sheet(path, n=18):
     return path
 
 
-def run(sheet, output, task=TASK):
+def run(sheet, output, task=TASK, file=None):
     settings = json.dumps({"task": task, "splits": SPLITS})
-    make_splits.main(["--sheet", str(sheet), "--task", "t", "--settings", settings, "--output", str(output)])
+    own = ["--file", str(file)] if file else []
+    files = ["--output", str(output), "--proof", str(output.with_suffix(".proof"))]
+    make_splits.main(["--sheet", str(sheet), "--task", "t", "--settings", settings, *own, *files])
 
 
 def test_table_is_written_and_the_same_again(tmp_path):
@@ -59,3 +61,25 @@ def test_survival(tmp_path):
     table = pd.read_csv(tmp_path / "one.tsv", sep="\t", dtype=str, keep_default_na=False)
     assert set(table["class"]) == {"poor", "good", ""}
     assert set(table.loc[table["class"] == "poor", "label"]) == {"1"}
+
+
+def test_proof_is_written_beside_the_folds(tmp_path):
+    run(write_sheet(tmp_path / "slides.tsv"), tmp_path / "one.tsv")
+    proof = pd.read_csv(tmp_path / "one.proof", sep="\t")
+    assert proof[["fold", "role"]].to_numpy().tolist() == [[f, r] for f in range(3) for r in ("train", "tune", "test")]
+    assert (proof["shared_patients"] == 0).all()
+    assert proof.loc[proof["role"] == "test", "patients"].tolist() == [6, 6, 6]
+
+
+def test_folds_of_ones_own(tmp_path):
+    rows = [f"{fold}\t{'test' if i % 3 == fold else 'train'}\tS{i}A" for fold in range(3) for i in range(18)]
+    (tmp_path / "own.tsv").write_text("fold\trole\tscan\n" + "\n".join(rows) + "\n")
+    run(write_sheet(tmp_path / "slides.tsv"), tmp_path / "one.tsv", file=tmp_path / "own.tsv")
+    table = pd.read_csv(tmp_path / "one.tsv", sep="\t", dtype=str, keep_default_na=False)
+    tested = table[table["role"] == "test"]
+    assert {(int(row.fold), int(row.patient[1:]) % 3) for row in tested.itertuples()} == {(0, 0), (1, 1), (2, 2)}
+    assert set(table.loc[table["scanner"] == "B", "role"]) == {"unused"}
+    assert set(table.loc[table["scanner"] == "A", "role"]) == {"train", "tune", "test"}
+    (tmp_path / "own.tsv").write_text("fold\trole\tscan\n0\ttrain\tS99A\n")
+    with pytest.raises(SystemExit, match="error: .*own.tsv line 2: scan 'S99A': write a scan of the sheet"):
+        run(tmp_path / "slides.tsv", tmp_path / "one.tsv", file=tmp_path / "own.tsv")

@@ -22,7 +22,7 @@ def complete(**changes):
 def test_defaults_are_filled_at_every_depth():
     value = complete(splits={"folds": 3}, arms={"paired": {"sampler": "paired"}})
     assert value["device"] == "cpu"
-    assert value["splits"] == {"folds": 3, "tune": 0.2, "seed": 1}
+    assert value["splits"] == {"by": "patient", "folds": 3, "repeats": 1, "tune": 0.2, "seed": 1}
     assert value["arms"]["paired"]["score_weight"] == 0
 
 
@@ -36,6 +36,12 @@ def test_defaults_are_filled_at_every_depth():
         ({"encoders": ["unii"]}, r"config encoders: no encoder 'unii'"),
         ({"tasks": {"t": {"type": "binary", "label": "x"}}}, r"config tasks.t: 'positive' is a required property"),
         ({"tasks": {"t": {"type": "survival", "time": "x", "evnt": "y"}}}, r"config tasks.t.* 'evnt'|tasks.t.evnt"),
+        ({"splits": {"file": "gone.tsv"}}, r"config splits.file: no file 'gone.tsv'"),
+        ({"splits": {"file": str(SCHEMA), "repeats": 2}}, r"config splits.file: the file says all folds"),
+        (
+            {"arms": {"a": {"sampler": "single", "scanner": "A"}}, "splits": {"by": "scanner"}},
+            r"config arms.a: a 'single' arm has no training scans in the fold that leaves its scanner out",
+        ),
         ({"arms": {"a": {"sampler": "single"}}}, r"config arms.a: 'scanner' goes with sampler 'single'"),
         ({"arms": {"a": {"sampler": "mixed", "score_weight": 1}}}, r"config arms.a: a robustness loss needs pairs"),
         ({"tasks": {"t": {"type": "binary", "label": "x", "positive": "y"}}}, r"config control: no arm 'paired'"),

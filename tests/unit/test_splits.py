@@ -155,11 +155,143 @@ def test_no_events_are_refused():
         make(cohort(months=""), SURVIVAL)
 
 
-def test_overlap_is_caught():
+def test_overlap_is_caught_and_named():
     result = make(cohort())
-    result.loc[np.flatnonzero(result["role"] == "test")[0], "role"] = "train"
-    with pytest.raises(AssertionError, match="patients in train and test"):
+    row = np.flatnonzero(result["role"] == "test")[0]
+    result.loc[row, "role"] = "train"
+    with pytest.raises(splits.SplitError, match=f"1 patients stand in train and in test: '{result['patient'][row]}'"):
         splits.check(result, "t", "binary")
+
+
+def test_repeats_keep_the_first_draw_and_test_every_patient_once_each():
+    table = cohort()
+    one, three = make(table), make(table, repeats=3)
+    pd.testing.assert_frame_equal(three[three["fold"] < 5].reset_index(drop=True), one)
+    assert sorted(three["fold"].unique()) == list(range(15))
+    tested = three[three["role"] == "test"].drop_duplicates(["fold", "patient"])
+    counts = tested.groupby([tested["fold"] // 5, "patient"]).size()
+    assert (counts == 1).all()
+    assert len(counts) == 3 * 40
+    assert tested[tested["fold"] == 0]["patient"].tolist() != tested[tested["fold"] == 5]["patient"].tolist()
+
+
+def sites(table, n):
+    return table.assign(site=[f"H{int(patient[1:]) * 11 % n}" for patient in table["patient"]])
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(("n", "folds"), [(3, 3), (12, 5), (7, 4)])
+def test_sites_stay_whole(seed, n, folds):
+    """Whatever the draw: a site is tested in one fold, in no other part of it, and every fold tests one."""
+    rng = np.random.default_rng(seed)
+    table = cohort(n=60, positives=30)
+    table["response"] = table["patient"].map(
+        dict(zip(table["patient"].unique(), rng.permutation(["positive", "negative"] * 30), strict=True))
+    )
+    table = sites(table, n)
+    result = make(table, by="site", folds=folds, seed=seed)
+    site = result["scan"].map(table.set_index("scan")["site"])
+    for _, rows in result.assign(site=site).groupby("fold"):
+        tested = rows["role"] == "test"
+        assert tested.any()
+        assert not set(rows.loc[tested, "site"]) & set(rows.loc[~tested, "site"])
+    assert result[result["role"] == "test"].drop_duplicates(["fold", "patient"])["patient"].value_counts().eq(1).all()
+    proof = splits.proof(result, table.set_index("scan")["site"])
+    assert (proof.loc[proof["role"] == "test", "shared_sites"] == 0).all()
+    assert (proof["shared_patients"] == 0).all()
+
+
+def test_sites_are_dealt_evenly():
+    """Twelve sites of five patients, four folds: three sites each is the even deal."""
+    result = make(sites(cohort(n=60, positives=20), 12), by="site", folds=4)
+    tested = result[result["role"] == "test"].drop_duplicates(["fold", "patient"])
+    assert tested["fold"].value_counts().tolist() == [15] * 4
+    assert tested[tested["class"] == "positive"].groupby("fold").size().between(3, 6).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: sites(t, 3), "3 sites cannot fill 5 folds"),
+        (
+            lambda t: sites(t, 8).assign(site=lambda s: s["site"].where(s["scan"] != "P03-0_A", "")),
+            "none for scan 'P03-0_A'",
+        ),
+        (
+            lambda t: sites(t, 8).assign(site=lambda s: s["site"].where(s["scan"] != "P03-0_A", "H9")),
+            "patient 'P03' has",
+        ),
+    ],
+)
+def test_sites_that_cannot_be_dealt_are_refused(change, message):
+    with pytest.raises(splits.SplitError, match=message):
+        make(change(cohort()), by="site")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_scanner_is_left_out_of_each_fold(seed):
+    """By scanner: it neither trains nor tunes, the tested patients are seen on all scanners, each patient once."""
+    table = cohort(n=48, scanners="ABCX", site="")
+    table.loc[table["scanner"] == "X", "split"] = "test"
+    result = make(table, by="scanner", seed=seed, repeats=3)
+    assert sorted(result["fold"].unique()) == list(range(9))
+    proof = splits.proof(result, {})
+    left_out = proof[proof["role"] == "test"].sort_values("fold")["held_out"].tolist()
+    assert left_out == [f"{name}, X" for name in "ABCBCACAB"]
+    for fold, rows in result.groupby("fold"):
+        fitted = rows[rows["role"].isin(("train", "tune"))]
+        assert set(fitted["scanner"]) == set("ABC") - {left_out[fold][0]}
+        assert rows[rows["role"] == "test"].groupby("patient")["scanner"].nunique().eq(4).all()
+    tested = result[result["role"] == "test"].drop_duplicates(["fold", "patient"])
+    assert tested["patient"].value_counts().eq(3).all()
+
+
+def test_one_scanner_cannot_be_left_out():
+    with pytest.raises(splits.SplitError, match="only 'A' may train"):
+        make(cohort(scanners="A"), by="scanner")
+
+
+def test_proof_by_hand():
+    table = cohort(n=6, positives=3, site="H")
+    table["split"] = [
+        ["train", "train", "tune", "tune", "test", "test"][[0, 3, 1, 4, 2, 5].index(int(p[1:]))]
+        for p in table["patient"]
+    ]
+    rows = splits.proof(make(table), table.set_index("scan")["site"]).set_index("role")
+    assert rows.loc["train"].to_dict() == {
+        "fold": 0,
+        "patients": 2,
+        "specimens": 2,
+        "scans": 4,
+        "events": 0,
+        "classes": "negative 1, positive 1",
+        "scanners": "A 2, B 2",
+        "held_out": "",
+        "shared_patients": 0,
+        "shared_specimens": 0,
+        "shared_sites": 1,
+    }
+    moved = make(table).assign(patient="P0")
+    assert splits.proof(moved, {})["shared_patients"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("by", ["patient", "site", "scanner"])
+def test_no_patient_is_ever_in_two_parts_of_a_fold(seed, by):
+    """Cohorts of any shape, with marks in the column split: overlap is never there, and nobody is lost."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(60, 90))
+    table = cohort(n=n, positives=n // 2, scanners="ABC", specimens=int(rng.integers(1, 3)))
+    marks = dict(zip(table["patient"].unique(), rng.choice(["", "", "", "train", "test"], n), strict=True))
+    table["split"] = table["patient"].map(marks)
+    table.loc[rng.random(len(table)) < 0.1, "split"] = "test"
+    table = sites(table, 9)
+    result = make(table, by=by, folds=3, repeats=2, seed=seed)
+    proof = splits.proof(result, {})
+    assert (proof[["shared_patients", "shared_specimens"]] == 0).all(axis=None)
+    assert result.groupby("fold")["scan"].apply(set).map(lambda scans: scans == set(table["scan"])).all()
+    never = result[result["scan"].isin(table.loc[table["split"] == "test", "scan"])]
+    assert set(never["role"]) <= {"test", "unused"}
 
 
 def test_three_classes():

@@ -5,10 +5,21 @@ rule make_splits:
     """Draw the folds of a task."""
     input:
         script=scripts("make_splits.py"),
-        modules=[scripts("isoslide/outcomes.py"), scripts("isoslide/splits.py")],
+        modules=[
+            scripts("isoslide/outcomes.py"),
+            scripts("isoslide/split_files.py"),
+            scripts("isoslide/splits.py"),
+        ],
         sheet=ancient(config["sheet"]),
+        file=config["splits"].get("file", []),
     output:
-        "results/splits/{task}.tsv",
+        splits="results/splits/{task}.tsv",
+        proof=report(
+            "results/splits/proof/{task}.tsv",
+            caption="../report/proof.rst",
+            category="Tables",
+            labels={"task": "{task}", "encoder": "none", "table": "folds"},
+        ),
     log:
         "results/logs/make_splits/{task}.log",
     localrule: True
@@ -19,11 +30,14 @@ rule make_splits:
         settings=lambda wc: json.dumps(
             {"task": config["tasks"][wc.task], "splits": config["splits"]}
         ),
+        file="--file" if "file" in config["splits"] else "",
     shell:
         """
         python {input.script:q} \
             --sheet {input.sheet:q} \
             --task {wildcards.task:q} \
             --settings {params.settings:q} \
-            --output {output:q} &>{log:q}
+            {params.file} {input.file:q} \
+            --output {output.splits:q} \
+            --proof {output.proof:q} &>{log:q}
         """
