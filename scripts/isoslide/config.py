@@ -1,6 +1,7 @@
 """The configuration: one-line errors, defaults from the schema, and the checks a schema cannot make. Light."""
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,53 @@ class ConfigError(ValueError):
 
 
 def complete(config: Mapping[str, Any], schema_path: str | Path) -> dict[str, Any]:
-    """Return the configuration with the schema's defaults filled in.
+    """Return the configuration with every `grid` of an arm laid out and the schema's defaults filled in.
 
     Raises:
         ConfigError: for an unknown key or a value outside its bounds.
     """
     schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
-    for error in sorted(
-        jsonschema.Draft202012Validator(schema).iter_errors(config), key=lambda error: list(error.path)
-    ):
-        raise ConfigError(_one_line(_deepest(error)))
+    _validate(config, schema)
+    if any("grid" in arm for arm in config.get("arms", {}).values()):
+        config = {**config, "arms": expand(config["arms"])}
+        _validate(config, schema)
     return _with_defaults(config, schema)
+
+
+def expand(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the arms with every `grid` laid out: one arm for each combination of its values, the last key fastest.
+
+    Their names say the values: `robust_embedding_weight3_temperature0p1` (p for the point, minus as m),
+    `robust_score_loss_kl`.
+
+    Raises:
+        ConfigError: if two arms would have one name.
+    """
+    expanded: dict[str, dict[str, Any]] = {}
+    for name, arm in arms.items():
+        grid = arm.get("grid", {})
+        rest = {key: value for key, value in arm.items() if key != "grid"}
+        for values in product(*grid.values()):
+            chosen = dict(zip(grid, values, strict=True))
+            full = "_".join([name, *(_value_name(key, value) for key, value in chosen.items())])
+            if full in expanded or (grid and full in arms):
+                raise ConfigError(f"config arms.{name}.grid: there would be two arms {full!r}: remove one of them")
+            if twice := sorted(set(chosen) & set(rest)):
+                raise ConfigError(f"config arms.{name}: {twice[0]!r} stands in the arm and in its grid: remove one")
+            expanded[full] = rest | chosen
+    return expanded
+
+
+def _value_name(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        return f"{key}_{value}"
+    return key + f"{value:.12g}".replace(".", "p").replace("-", "m").replace("+", "")
+
+
+def _validate(config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+    errors = jsonschema.Draft202012Validator(schema).iter_errors(config)
+    for error in sorted(errors, key=lambda error: list(map(str, error.path))):
+        raise ConfigError(_one_line(_deepest(error)))
 
 
 def check(config: Mapping[str, Any], registry: Mapping[str, Encoder]) -> None:

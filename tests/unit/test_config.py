@@ -115,3 +115,45 @@ def test_every_key_is_described_and_documented():
                 walk(branch, key)
 
     walk(schema, "")
+
+
+def test_a_grid_is_one_arm_for_each_combination_in_place():
+    arms = {
+        "paired": {"sampler": "paired"},
+        "robust": {
+            "sampler": "paired",
+            "n_anchors": 64,
+            "grid": {"score_weight": [1, 0.5], "score_loss": ["mse", "kl"]},
+        },
+        "last": {"sampler": "mixed"},
+    }
+    value = complete(
+        arms=arms, control="robust_score_weight1_score_loss_mse", tasks={"a": {"type": "multiclass", "label": "x"}}
+    )
+    names = [f"robust_score_weight{w}_score_loss_{loss}" for w in ("1", "0p5") for loss in ("mse", "kl")]
+    assert list(value["arms"]) == ["paired", *names, "last"]
+    assert value["arms"][names[3]] == value["arms"][names[0]] | {"score_weight": 0.5, "score_loss": "kl"}
+    assert value["arms"][names[0]]["n_anchors"] == 64
+    assert value["arms"][names[0]]["temperature"] == 0.1
+    assert not any("grid" in arm for arm in value["arms"].values())
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ({"grid": {"score_weigth": [1]}}, r"config arms.a_score_weigth1.score_weigth: unknown key"),
+        ({"grid": {"temperature": [0.1, 0]}}, r"config arms.a_temperature0.temperature: 0 is less than or equal"),
+        ({"grid": {"score_weight": []}}, r"config arms.a.grid.score_weight: .* should be non-empty"),
+        ({"grid": {"score_weight": 3}}, r"config arms.a.grid.score_weight: 3 is not of type 'array'"),
+        ({"score_weight": 1, "grid": {"score_weight": [1]}}, r"config arms.a: 'score_weight' stands in the arm and in"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(arms, message):
+    with pytest.raises(config.ConfigError, match=message):
+        complete(arms={"a": {"sampler": "paired"} | arms})
+
+
+def test_two_arms_of_one_name_are_refused():
+    arms = {"a": {"sampler": "paired", "grid": {"score_weight": [1]}}, "a_score_weight1": {"sampler": "paired"}}
+    with pytest.raises(config.ConfigError, match="there would be two arms 'a_score_weight1'"):
+        complete(arms=arms)
