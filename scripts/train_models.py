@@ -8,7 +8,8 @@
         --output results/models/response/efficientnet_lite0/robust/models.tsv
 
 Arms that share a sampler see the same batches: a model's numbers follow from its fold and seed. Models whose content
-key stands (folds, features, settings and code unchanged) are kept, so adding seeds trains only the new ones.
+key stands (folds, features, settings and code unchanged) are kept, so adding seeds trains only the new ones. A job that
+is killed and started again goes on where it was and ends with the same weights.
 """
 
 import argparse
@@ -20,6 +21,8 @@ import pandas as pd
 
 from isoslide import atomic, cli
 
+WITHOUT_EFFECT = ("seeds", "device")  # settings of the training that a model's content key leaves out
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
@@ -29,6 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--settings", required=True, type=cli.json_arg, help="blocks task, arm and training of the config"
     )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to train")
     parser.add_argument("--threads", type=int, default=1, help="threads of the matrix products")
     parser.add_argument("--results", required=True, help="folder of the models")
     parser.add_argument("--curves", required=True, help="table of the training curves to write")
@@ -39,6 +43,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
+    from isoslide import device
+
+    try:
+        args.device = device.claim(args.device)
+    except device.DeviceError as error:
+        cli.fail(str(error))
     import torch
 
     from isoslide import bags, sampling
@@ -54,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def train(args: argparse.Namespace, rows: pd.DataFrame, features) -> list[dict]:
     """Train the models whose card does not stand, and return all cards."""
-    from isoslide import layers, models, sampling, tasks, training
+    from isoslide import layers, models, resuming, sampling, tasks, training
 
     arm, settings, task = (args.settings[name] for name in ("arm", "training", "task"))
     log_lost(rows, features)
@@ -73,16 +83,22 @@ def train(args: argparse.Namespace, rows: pd.DataFrame, features) -> list[dict]:
     wanted = [training.Model(fold, seed) for fold in folds for seed in range(settings["seeds"])]
     keys = fold_keys(args, rows, features, sizes)
     paths = [Path(args.results, f"fold{model.fold.number}_seed{model.seed}.safetensors") for model in wanted]
-    new = [
-        (model, path)
-        for model, path in zip(wanted, paths, strict=True)
-        if models.card(path).get("key") != model_key(keys, model)
-    ]
+    of_key = {model_key(keys, model): (model, path) for model, path in zip(wanted, paths, strict=True)}
+    new = [key for key, (_, path) in of_key.items() if models.card(path).get("key") != key]
+    kept = Path(args.results, resuming.NAME)
+    begun = resuming.begun(kept)
+    if new and set(new) <= set(begun) <= set(of_key):
+        new = begun  # a killed job's models, those already written too: bits depend on which train together
     logging.info("%d of %d models stand, %d are trained", len(wanted) - len(new), len(wanted), len(new))
     if new:
-        training.train([model for model, _ in new], features, shape, arm, settings, **sizes)
-    for model, path in new:
-        models.save(path, model.state, card(args, model, shape, features, model_key(keys, model)))
+        file = resuming.File(kept, new)
+        file.begin()
+        training.train(
+            [of_key[key][0] for key in new], features, shape, arm, settings, **sizes, device=args.device, file=file
+        )
+        for model, path in (of_key[key] for key in new):
+            models.save(path, model.state, card(args, model, shape, features, model_key(keys, model)))
+    kept.unlink(missing_ok=True)
     return [models.card(path) for path in paths]
 
 
@@ -97,13 +113,27 @@ def log_lost(rows: pd.DataFrame, features) -> None:
 
 def fold_keys(args: argparse.Namespace, rows: pd.DataFrame, features, sizes: dict[str, int]) -> dict[int, str]:
     """Return per fold the content key of what its models are made from, but the seed."""
-    from isoslide import aggregators, keys, losses, sampling, selection, task_losses, task_metrics, tasks, training
+    from isoslide import (
+        aggregators,
+        keys,
+        losses,
+        optimising,
+        sampling,
+        selection,
+        steps,
+        task_losses,
+        task_metrics,
+        tasks,
+        training,
+    )
 
-    used = aggregators.modules(args.settings["training"]["aggregator"])
-    code = keys.code_hash(*used, losses, sampling, selection, task_losses, task_metrics, tasks, training)
+    used = [*aggregators.modules(args.settings["training"]["aggregator"]), losses, optimising, sampling, selection]
+    code = keys.code_hash(*used, steps, task_losses, task_metrics, tasks, training)
     own = {scan: features.keys[i] for scan, i in features.index.items()}
     settings = {name: block for name, block in args.settings.items() if name != "training"}
-    settings["training"] = {name: value for name, value in args.settings["training"].items() if name != "seeds"}
+    settings["training"] = {
+        name: value for name, value in args.settings["training"].items() if name not in WITHOUT_EFFECT
+    }
     return {
         int(fold): keys.content_key(
             splits=part.to_dict("records"),

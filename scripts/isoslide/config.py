@@ -126,6 +126,11 @@ def _check_training(config: Mapping[str, Any]) -> None:
     training = config["training"]
     if training["aggregator"] == "transmil" and training["width"] % 8:
         raise ConfigError(f"config training.width: {training['width']} is no multiple of 8, the heads of transmil")
+    if training["optimiser"] == "adamw_cosine" and training["learning_rate"] > 0.003:
+        raise ConfigError(
+            f"config training.learning_rate: {training['learning_rate']} is for sgd_onecycle: give adamw_cosine "
+            "at most 0.003, such as 0.0003"
+        )
     for name, task in config["tasks"].items():
         without_classes = task["type"] == "regression" or task.get("loss", "classes") != "classes"
         if training["aggregator"] == "clam_sb" and without_classes:

@@ -6,8 +6,9 @@ from the two, the same for every arm.
 
 import logging
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from isoslide import aggregators, clam, layers, losses, sampling, selection, tasks
+from isoslide import aggregators, layers, optimising, resuming, sampling, selection, steps, tasks
 from isoslide.bags import Bags
+from isoslide.resuming import Run
 
-PARTS = ("total", "task", "embedding", "score", "instance", "guess")
-CURVE = ("step", *PARTS, "lr", "tune_metric", "tune_inconsistency")
+CURVE = ("step", *steps.PARTS, "lr", "tune_metric", "tune_inconsistency")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Model:
     score: selection.Score | None = None
     state: layers.State | None = None
     curve: list[dict[str, float]] = field(default_factory=list)
+    waited: int = 0  # checkpoints since the last that was better than all before
     _merit: tuple[bool, float] = (False, -math.inf)
 
     def __post_init__(self) -> None:
@@ -64,11 +66,33 @@ class Model:
         status = selection.trained(value, row["task"], row["guess"])
         eligible = status == "ok" or rule != "normalised"
         merit = (eligible, selection.merit(value, rule, step) if eligible else step)
+        self.waited = 0 if self.state is None or merit > self._merit else self.waited + 1
         if self.state is not None and merit < self._merit:
             return
         self.status, self._merit, self.step, self.score = status, merit, step, value
         self.train_loss, self.reason = row["task"], _reason(status, value, row["task"], row["guess"])
-        self.state = {name: tensor.detach()[0].clone() for name, tensor in state.items()}
+        self.state = {name: tensor.detach()[0].to("cpu", copy=True) for name, tensor in state.items()}
+
+    def memory(self) -> tuple[dict[str, Any], layers.State]:
+        """Return what changes while the model trains, for a killed job to go on: see `resuming`."""
+        values = {name: getattr(self, name) for name in _MEMORY}
+        values["score"] = None if self.score is None else asdict(self.score)
+        values |= {name: getattr(self, name).bit_generator.state for name in _STREAMS}
+        return values, self.state or {}
+
+    def recall(self, values: Mapping[str, Any], state: layers.State) -> None:
+        """Put back what `memory` returned."""
+        for name in _MEMORY:
+            setattr(self, name, values[name])
+        self._merit = tuple(self._merit)
+        self.score = None if values["score"] is None else selection.Score(**values["score"])
+        for name in _STREAMS:
+            getattr(self, name).bit_generator.state = values[name]
+        self.state = state or None
+
+
+_MEMORY = ("status", "reason", "step", "train_loss", "curve", "waited", "_merit")
+_STREAMS = ("negatives", "dropout")
 
 
 def folds(rows: pd.DataFrame, bags: Bags, arm: Mapping[str, Any], task: Mapping[str, Any], outputs: int) -> list[Fold]:
@@ -99,12 +123,13 @@ def train(
     settings: Mapping[str, Any],
     n_specimens: int,
     n_tiles: int,
+    device: str = "cpu",
+    file: resuming.File | None = None,
 ) -> None:
     """Train the models side by side; each ends with its status, kept state and curve filled in.
 
-    SGD on a one-cycle learning rate (a 25th of the highest at the start, highest at 30 % of the steps, a 12,500th at
-    the end; momentum 0.95, 0.85, 0.95), weight decay, and each model's gradient norm clipped. A model whose loss or
-    gradient is no longer finite is given up; the others go on.
+    Each model's gradient norm is clipped. A model whose loss or gradient is no longer finite is given up, and one that
+    `patience` checkpoints did not make better has stopped; the others go on, to the bit as if nothing had happened.
 
     Args:
         models: sorted by fold.
@@ -114,52 +139,58 @@ def train(
         settings: the block `training` of the config.
         n_specimens: specimens per step, from `sampling.batch_size`.
         n_tiles: tiles per scan and step; scans that have fewer are padded.
+        device: cpu or cuda.
+        file: where the state of the run is kept for a job that is killed to go on; nowhere if None.
     """
-    features = torch.from_numpy(bags.features)
-    state = aggregators.init(shape, [model.start for model in models])
-    parameters = [state[name].requires_grad_() for name in layers.trainable(state)]
-    optimiser = torch.optim.SGD(
-        parameters, lr=settings["learning_rate"], momentum=0.95, weight_decay=settings["weight_decay"], fused=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser,
-        settings["learning_rate"],
-        total_steps=settings["steps"],
-        div_factor=25,
-        final_div_factor=500,
-    )
+    tiles = steps.Tiles(torch.from_numpy(bags.features), torch.device(device), steps.PRECISIONS[settings["precision"]])
+    run = _start(models, shape, settings, tiles.device)
     batches = _batches(models, bags, arm["sampler"], n_specimens, n_tiles)
-    fitted = tasks.stack([model.fold.fitted for model in models])
-    drawn = features.new_empty(0)  # one buffer for all steps: a fresh one of this size costs as much as filling it
-    alive = torch.ones(len(models), dtype=torch.bool)
-    sums, since = torch.zeros(len(PARTS), len(models)), 0
-    for step in range(1, settings["steps"] + 1):
-        parts = _losses(models, state, shape, features, drawn, next(batches), fitted, arm, settings, step)
-        optimiser.zero_grad()
-        parts[0].sum().backward()
-        norms = clip(parameters, settings["clip"])
-        lr = optimiser.param_groups[0]["lr"]
-        optimiser.step()
-        schedule.step()
-        alive = _finite(models, alive, parts[0], norms, step)
-        if not alive.any():
+    fitted = {name: value.to(device) for name, value in tasks.stack([model.fold.fitted for model in models]).items()}
+    parameters = run.optimiser.param_groups[0]["params"]
+    done = file.load(run) if file else 0
+    for _ in range(done):
+        next(batches)
+    if done:
+        logging.info("a killed run goes on after step %d", done)
+    sums, clock = torch.zeros(len(steps.PARTS), len(models), device=device), _Clock(done)
+    for step in range(done + 1, settings["steps"] + 1):
+        if not run.alive.any():
             return
+        parts = steps.losses_of(
+            models, run.state, shape, tiles, next(batches), models[0].fold.task, fitted, arm, settings, step
+        )
+        run.optimiser.zero_grad()
+        parts[0].sum().backward()
+        norms = optimising.clip(parameters, settings["clip"])
+        lr = run.optimiser.param_groups[0]["lr"]
+        run.optimiser.step()
+        run.schedule.step()
+        run.alive &= _finite(models, run.alive, (parts[0].detach() + norms).cpu(), step)
         sums += torch.stack(parts).detach()
-        since += 1
         if step % settings["checkpoint_every"] == 0 or step == settings["steps"]:
-            _checkpoint(models, alive, state, shape, features, bags, sums / since, step, lr, settings["selection"])
-            sums, since = torch.zeros_like(sums), 0
+            means, speed = (sums / (step - clock.step)).cpu(), clock.speed(step)
+            sums.zero_()
+            _checkpoint(run, shape, tiles.features, bags, means, step, lr, speed, settings)
+            if file:
+                file.save(run, step)
+            clock = _Clock(step)
 
 
-def clip(parameters: Sequence[Tensor], limit: float) -> Tensor:
-    """Scale each model's gradient to at most the norm `limit`; return the norms (M,) before."""
-    grads = [parameter.grad for parameter in parameters]
-    norms = torch.stack([torch.linalg.vector_norm(grad.flatten(1), dim=1) for grad in grads]).norm(dim=0)
-    factors = (limit / (norms + 1e-6)).clamp(max=1)
-    if not bool((factors == 1).all()):
-        for grad in grads:
-            grad.mul_(factors.view(-1, *[1] * (grad.dim() - 1)))
-    return norms
+class _Clock:
+    """Steps per second since a step; starts anew after each checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self._since = step, time.perf_counter()
+
+    def speed(self, step: int) -> float:
+        return (step - self.step) / (time.perf_counter() - self._since)
+
+
+def _start(models: Sequence[Model], shape: layers.Shape, settings: Mapping[str, Any], device: torch.device) -> Run:
+    state = aggregators.init(shape, [model.start for model in models])
+    state = {name: value.to(device) for name, value in state.items()}
+    parameters = [state[name].requires_grad_() for name in layers.trainable(state)]
+    return Run(models, state, *optimising.build(parameters, settings), torch.ones(len(models), dtype=torch.bool))
 
 
 def _batches(
@@ -171,110 +202,61 @@ def _batches(
         yield sampling.stack([next(source) for source in sources])
 
 
-def _losses(
-    models: Sequence[Model],
-    state: layers.State,
-    shape: layers.Shape,
-    features: Tensor,
-    drawn: Tensor,
-    batch: sampling.Batch,
-    fitted: Mapping[str, Tensor],
-    arm: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    step: int,
-) -> list[Tensor]:
-    """Return the losses `PARTS` (M,) of a step; `guess` is the task loss of a constant guess.
-
-    A loss of weight 0 is not computed and is NaN.
-    """
-    ordered = shape.aggregator in aggregators.ORDERED
-    rows = torch.from_numpy(aggregators.in_order(batch.rows, batch.valid) if ordered else batch.rows)
-    m, g, t = rows.shape
-    x = torch.index_select(features, 0, rows.flatten(), out=drawn).to(torch.float32).view(m, g, t, -1)
-    shared = arm["sampler"] == "paired" and settings["head_dropout"] == "paired"
-    keep = layers.dropout_factors([model.dropout for model in models], shape.dropout, g, shape.width, shared)
-    valid = torch.from_numpy(batch.valid)
-    out = aggregators.forward(state, shape, x, valid, keep)
-    kind, known = models[0].fold.task, tasks.truth(batch, 2 if arm["sampler"] == "paired" else 1)
-    task = kind.loss(out.logits, known, fitted)
-    guess = tasks.guess_loss(kind, out.logits, known, fitted)
-    warm = min(1.0, step / arm["warmup_steps"]) if arm["warmup_steps"] else 1.0
-    total, nan = task, torch.full_like(task, math.nan)
-    embedding = score = instance = nan
-    if shape.aggregator == "clam_sb":
-        instance = clam.instance_loss(state, out, known.labels.long(), valid, settings["instance_tiles"])
-        total = total + settings["instance_weight"] * instance
-    if arm["embedding_weight"]:
-        embedding = _embedding_loss(models, out.embeddings, batch, arm)
-        total = total + warm * arm["embedding_weight"] * embedding
-    if arm["score_weight"]:
-        b = g // 2
-        pairs = torch.from_numpy(batch.pairs[:, :b])
-        score = losses.score_loss(out.logits[:, :b], out.logits[:, b:], pairs, arm["score_loss"])
-        total = total + warm * arm["score_weight"] * score
-    return [total, task, embedding, score, instance, guess]
-
-
-def _embedding_loss(
-    models: Sequence[Model], embeddings: Tensor, batch: sampling.Batch, arm: Mapping[str, Any]
-) -> Tensor:
-    m, e, g, t = embeddings.shape
-    b = g // 2
-    h1, h2 = embeddings.view(m, e, 2, b, t).permute(2, 0, 3, 4, 1)
-    valid = batch.valid[:, :b] & batch.pairs[:, :b, None]
-    if arm["embedding_loss"] != "info_nce":
-        function = losses.embedding_mse if arm["embedding_loss"] == "mse" else losses.embedding_cosine
-        return function(h1, h2, torch.from_numpy(valid))
-    scanners = batch.scanners.reshape(m, 2, b).swapaxes(1, 2)
-    allowed = losses.allowed_specimens(arm["negatives"], batch.patients[:, :b], scanners)
-    rngs = [model.negatives for model in models]
-    draws = losses.draw_negatives(rngs, allowed, valid, arm["n_negatives"], arm["n_anchors"])
-    return losses.info_nce(h1, h2, draws, arm["temperature"])
-
-
-def _finite(models: Sequence[Model], alive: Tensor, total: Tensor, norms: Tensor, step: int) -> Tensor:
-    """Give up models whose loss or gradient is not finite; their numbers reach no other model."""
-    finite = torch.isfinite(total.detach()) & torch.isfinite(norms)
+def _finite(models: Sequence[Model], alive: Tensor, numbers: Tensor, step: int) -> Tensor:
+    """Give up models whose loss or gradient norm is not finite; their numbers reach no other model."""
+    finite = torch.isfinite(numbers)
     for i in torch.nonzero(alive & ~finite).flatten().tolist():
         models[i].status, models[i].reason = "non_finite", f"loss or gradient not finite at step {step}"
         logging.warning("fold %d seed %d: %s", models[i].fold.number, models[i].seed, models[i].reason)
-    return alive & finite
+    return finite
 
 
 def _checkpoint(
-    models: Sequence[Model],
-    alive: Tensor,
-    state: layers.State,
+    run: Run,
     shape: layers.Shape,
     features: Tensor,
     bags: Bags,
     means: Tensor,
     step: int,
     lr: float,
-    rule: str,
+    speed: float,
+    settings: Mapping[str, Any],
 ) -> None:
-    """Score the models on the tuning scans, fold by fold, and let each keep what it prefers."""
-    start = 0
+    """Score the models on the tuning scans, fold by fold, and let each keep what it prefers, or stop."""
+    models, start = run.models, 0
+    done = [model for model, ok in zip(models, run.alive.tolist(), strict=True) if ok]
     while start < len(models):
         fold = models[start].fold
         stop = start + sum(model.fold is fold for model in models[start:])
-        part = {name: tensor[start:stop] for name, tensor in state.items()}
-        logits = aggregators.predict_scans(part, shape, features, bags, fold.tuning.scans)
+        part = {name: tensor[start:stop] for name, tensor in run.state.items()}
+        logits = aggregators.predict_scans(part, shape, features, bags, fold.tuning.scans).cpu()
         scores = fold.task.scores(logits).numpy()
         for i in range(start, stop):
-            if alive[i]:
-                row = {"step": step, "lr": lr} | dict(zip(PARTS, means[:, i].tolist(), strict=True))
+            if run.alive[i]:
+                row = {"step": step, "lr": lr} | dict(zip(steps.PARTS, means[:, i].tolist(), strict=True))
                 value = selection.score(fold.tuning, scores[i - start].astype(np.float64))
-                models[i].consider(step, layers.single(state, i), value, row, rule)
+                models[i].consider(step, layers.single(run.state, i), value, row, settings["selection"])
+                if settings["patience"] and models[i].waited >= settings["patience"]:
+                    run.alive[i] = False
+                    logging.info("fold %d seed %d stops after step %d", fold.number, models[i].seed, step)
         start = stop
-    done = [model for model, ok in zip(models, alive.tolist(), strict=True) if ok]
+    _report(done, step, lr, speed)
+
+
+def _report(models: Sequence[Model], step: int, lr: float, speed: float) -> None:
+    """Log the means of the models over the steps since the last checkpoint."""
+    rows = [model.curve[-1] for model in models]
+    means = {name: _mean([row[name] for row in rows]) for name in (*steps.PARTS, "tune_metric", "tune_inconsistency")}
+    parts = ", ".join(f"{name} {means[name]:.3f}" for name in steps.PARTS if not math.isnan(means[name]))
     logging.info(
-        "step %d: training loss %.3f, tuning metric %.3f, inconsistency %.3f (means of %d models)",
+        "step %d: %s; tuning metric %.3f, inconsistency %.3f; learning rate %.2g; %.3g steps/s (means of %d models)",
         step,
-        np.mean([model.curve[-1]["task"] for model in done]),
-        _mean([model.curve[-1]["tune_metric"] for model in done]),
-        _mean([model.curve[-1]["tune_inconsistency"] for model in done]),
-        len(done),
+        parts,
+        means["tune_metric"],
+        means["tune_inconsistency"],
+        lr,
+        speed,
+        len(models),
     )
 
 

@@ -45,6 +45,7 @@ def test_defaults_are_filled_at_every_depth():
         ({"arms": {"a": {"sampler": "single"}}}, r"config arms.a: 'scanner' goes with sampler 'single'"),
         ({"arms": {"a": {"sampler": "mixed", "score_weight": 1}}}, r"config arms.a: a robustness loss needs pairs"),
         ({"tasks": {"t": {"type": "binary", "label": "x", "positive": "y"}}}, r"config control: no arm 'paired'"),
+        ({"training": {"optimiser": "adamw_cosine"}}, r"config training.learning_rate: 0.01 is for sgd_onecycle"),
         ({"training": {"aggregator": "transmil", "width": 20}}, r"config training.width: 20 is no multiple of 8"),
         (
             {

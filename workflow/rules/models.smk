@@ -14,8 +14,11 @@ rule train_models:
             scripts("isoslide/losses.py"),
             scripts("isoslide/metrics.py"),
             scripts("isoslide/models.py"),
+            scripts("isoslide/optimising.py"),
+            scripts("isoslide/resuming.py"),
             scripts("isoslide/sampling.py"),
             scripts("isoslide/selection.py"),
+            scripts("isoslide/steps.py"),
             scripts("isoslide/task_losses.py"),
             scripts("isoslide/task_metrics.py"),
             scripts("isoslide/tasks.py"),
@@ -37,7 +40,9 @@ rule train_models:
     resources:
         mem_mb=lambda wc, attempt: 8000 * attempt,
         runtime=lambda wc, attempt: 240 * attempt,
+        gpu=1 if config["training"]["device"] == "cuda" else None,
     params:
+        device=config["training"]["device"],
         settings=lambda wc: json.dumps(
             {
                 "task": config["tasks"][wc.task],
@@ -52,6 +57,7 @@ rule train_models:
             --features {input.features:q} \
             --arm {wildcards.arm:q} \
             --settings {params.settings:q} \
+            --device {params.device} \
             --threads {threads} \
             --results results/models/{wildcards.task:q}/{wildcards.encoder:q}/{wildcards.arm:q} \
             --curves {output.curves:q} \

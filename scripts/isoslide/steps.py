@@ -1,0 +1,114 @@
+"""One training step: the tiles it draws, and its losses part by part."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from isoslide import aggregators, clam, layers, losses, sampling, tasks
+from isoslide.layers import Shape, State, full
+
+PARTS = ("total", "task", "embedding", "score", "instance", "guess")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+RESIDENT_SHARE = 0.6  # of a GPU's free memory that features may take
+
+
+class Streams(Protocol):
+    """Generators of a model."""
+
+    negatives: np.random.Generator
+    dropout: np.random.Generator
+
+
+@dataclass
+class Tiles:
+    """The features of all scans, and where and in what type a step computes.
+
+    On a GPU they lie in its memory where they fit, else each batch is copied there.
+    """
+
+    features: Tensor  # (rows, dim)
+    device: torch.device
+    dtype: torch.dtype
+    _buffer: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.device.type == "cuda":
+            self.features = self.features.half()
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if self.features.nbytes < RESIDENT_SHARE * free:
+                self.features = self.features.to(self.device)
+        # One buffer for all steps: a fresh one of this size costs as much as filling it.
+        self._buffer = self.features.new_empty(0)
+
+    def draw(self, rows: Tensor) -> Tensor:
+        """Return the features (*rows.shape, dim) of rows; valid until the next call."""
+        index = rows.flatten().to(self.features.device)
+        drawn = torch.index_select(self.features, 0, index, out=self._buffer)
+        return drawn.to(self.device, self.dtype).view(*rows.shape, -1)
+
+
+def losses_of(
+    streams: Sequence[Streams],
+    state: State,
+    shape: Shape,
+    tiles: Tiles,
+    batch: sampling.Batch,
+    task: tasks.Task,
+    fitted: Mapping[str, Tensor],
+    arm: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    step: int,
+) -> list[Tensor]:
+    """Return the losses `PARTS` (M,) of a step; `guess` is the task loss of a constant guess.
+
+    A loss of weight 0 is not computed and is NaN. Products are computed in the type of `tiles`, losses in float32.
+    """
+    ordered = shape.aggregator in aggregators.ORDERED
+    x = tiles.draw(torch.from_numpy(aggregators.in_order(batch.rows, batch.valid) if ordered else batch.rows))
+    paired, n_bags = arm["sampler"] == "paired", batch.rows.shape[1]
+    shared = paired and settings["head_dropout"] == "paired"
+    keep = layers.dropout_factors([one.dropout for one in streams], shape.dropout, n_bags, shape.width, shared)
+    valid = torch.from_numpy(batch.valid).to(tiles.device)
+    out = aggregators.forward(state, shape, x, valid, None if keep is None else keep.to(tiles.device))
+    known = tasks.truth(batch, 2 if paired else 1)
+    known = tasks.Truth(*(part.to(tiles.device) for part in (known.labels, known.times, known.events)), known.sides)
+    total = own = task.loss(out.logits, known, fitted)
+    guess = tasks.guess_loss(task, out.logits, known, fitted)
+    warm = min(1.0, step / arm["warmup_steps"]) if arm["warmup_steps"] else 1.0
+    embedding = score = instance = torch.full_like(total, math.nan)
+    if shape.aggregator == "clam_sb":
+        instance = clam.instance_loss(state, out, known.labels.long(), valid, settings["instance_tiles"])
+        total = total + settings["instance_weight"] * instance
+    if arm["embedding_weight"]:
+        embedding = _embedding_loss(streams, out.embeddings, batch, arm)
+        total = total + warm * arm["embedding_weight"] * embedding
+    if arm["score_weight"]:
+        b = n_bags // 2
+        pairs = torch.from_numpy(batch.pairs[:, :b]).to(tiles.device)
+        score = losses.score_loss(out.logits[:, :b], out.logits[:, b:], pairs, arm["score_loss"])
+        total = total + warm * arm["score_weight"] * score
+    return [total, own, embedding, score, instance, guess]
+
+
+def _embedding_loss(
+    streams: Sequence[Streams], embeddings: Tensor, batch: sampling.Batch, arm: Mapping[str, Any]
+) -> Tensor:
+    m, e, g, t = embeddings.shape
+    b = g // 2
+    valid = batch.valid[:, :b] & batch.pairs[:, :b, None]
+    if arm["embedding_loss"] != "info_nce":
+        h1, h2 = full(embeddings).view(m, e, 2, b, t).permute(2, 0, 3, 4, 1)
+        function = losses.embedding_mse if arm["embedding_loss"] == "mse" else losses.embedding_cosine
+        return function(h1, h2, torch.from_numpy(valid).to(embeddings.device))
+    scanners = batch.scanners.reshape(m, 2, b).swapaxes(1, 2)
+    allowed = losses.allowed_specimens(arm["negatives"], batch.patients[:, :b], scanners)
+    rngs = [one.negatives for one in streams]
+    draws = losses.draw_negatives(rngs, allowed, valid, arm["n_negatives"], arm["n_anchors"])
+    draws = losses.Draws(*(getattr(draws, name).to(embeddings.device) for name in losses.Draws.__dataclass_fields__))
+    h1, h2 = full(embeddings).view(m, e, 2, b, t).permute(2, 0, 3, 4, 1)
+    return losses.info_nce(h1, h2, draws, arm["temperature"])
