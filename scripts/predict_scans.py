@@ -25,6 +25,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--models", required=True, help="table of train_models.py")
     parser.add_argument("--splits", required=True, help="table of make_splits.py")
     parser.add_argument("--features", required=True, help="status table of the features of an encoder")
+    parser.add_argument("--memory-gb", type=float, default=4, help="features above this size stay in their files")
     parser.add_argument("--threads", type=int, default=1, help="threads of the matrix products")
     parser.add_argument("--output", required=True, help="table to write")
     return parser.parse_args(argv)
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     models = pd.read_csv(args.models, sep="\t", dtype=str, keep_default_na=False)
     tested = rows[rows["role"] == "test"]
     try:
-        features = bags.load(args.features, tested["scan"])
+        features = bags.load(args.features, tested["scan"], args.memory_gb)
     except bags.BagError as error:
         cli.fail(str(error))
     lost = tested[~tested["scan"].isin(features.index)].drop_duplicates("scan")
@@ -55,11 +56,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def predict(table: pd.DataFrame, tested: pd.DataFrame, features) -> pd.DataFrame:
     """Return one row per model and test scan of its fold."""
-    import torch
-
     from isoslide import aggregators, models, tasks
 
-    matrix = torch.from_numpy(features.features)
+    matrix = features.tensor()
     parts = []
     for fold, own in table.groupby("fold", sort=False):
         rows = tested[tested["fold"] == fold]

@@ -33,6 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--settings", required=True, type=cli.json_arg, help="blocks task, arm and training of the config"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to train")
+    parser.add_argument("--memory-gb", type=float, default=4, help="features above this size stay in their files")
     parser.add_argument("--threads", type=int, default=1, help="threads of the matrix products")
     parser.add_argument("--results", required=True, help="folder of the models")
     parser.add_argument("--curves", required=True, help="table of the training curves to write")
@@ -56,7 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     rows = pd.read_csv(args.splits, sep="\t", dtype=str, keep_default_na=False)
     try:
-        cards = train(args, rows, bags.load(args.features, rows.loc[rows["role"].isin(("train", "tune")), "scan"]))
+        used = rows.loc[rows["role"].isin(("train", "tune")), "scan"]
+        cards = train(args, rows, bags.load(args.features, used, args.memory_gb))
     except (bags.BagError, sampling.SamplingError) as error:
         cli.fail(str(error))
     write_tables(args, cards)

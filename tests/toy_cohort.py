@@ -71,12 +71,12 @@ def write_cohort(folder: Path, n=18, scanners="ABD", dim=6, tiles=6):
     )
 
 
-def train(folder: Path, arm=ARM, results="models", **changes):
+def train(folder: Path, arm=ARM, results="models", memory_gb=4, **changes):
     settings = json.dumps({"task": TASK, "arm": arm, "training": TRAINING | changes})
     out = folder / results
     train_models.main(
         f"--splits {folder}/splits.tsv --features {folder}/features.tsv --arm robust --threads 1 --results {out} "
-        f"--curves {out}/curves.tsv --output {out}/models.tsv --settings".split()
+        f"--memory-gb {memory_gb} --curves {out}/curves.tsv --output {out}/models.tsv --settings".split()
         + [settings]
     )
     return pd.read_csv(out / "models.tsv", sep="\t")

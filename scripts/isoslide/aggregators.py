@@ -15,6 +15,7 @@ from torch import Tensor
 from isoslide import abmil, clam, layers, transmil
 from isoslide.bags import Bags
 from isoslide.layers import Output, Shape, State
+from isoslide.stored_features import Stored
 
 AGGREGATORS: dict[str, ModuleType] = {
     "abmil": abmil,
@@ -53,13 +54,13 @@ def tile_values(state: State, shape: Shape, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def predict_scans(state: State, shape: Shape, features: Tensor, bags: Bags, scans: Sequence[int]) -> Tensor:
+def predict_scans(state: State, shape: Shape, features: Tensor | Stored, bags: Bags, scans: Sequence[int]) -> Tensor:
     """Return the logits (M, scans, C) of whole scans, all models on the same scans.
 
     Args:
         state: stacked parameters and running statistics.
         shape: sizes of the models.
-        features: the features of `bags` as a tensor.
+        features: the features of `bags`, see `Bags.tensor`.
         bags: which rows belong to a scan.
         scans: indices into the bags.
     """

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from isoslide import aggregators, clam, layers, losses, sampling, tasks
 from isoslide.layers import Shape, State, full
+from isoslide.stored_features import Stored
 
 PARTS = ("total", "task", "embedding", "score", "instance", "guess")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -28,27 +29,32 @@ class Streams(Protocol):
 class Tiles:
     """The features of all scans, and where and in what type a step computes.
 
-    On a GPU they lie in its memory where they fit, else each batch is copied there.
+    On a GPU they lie in its memory where they fit, else each batch is copied there. Features larger than memory are
+    read from their files as they are drawn.
     """
 
-    features: Tensor  # (rows, dim)
+    features: Tensor | Stored  # (rows, dim)
     device: torch.device
     dtype: torch.dtype
     _buffer: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
-            self.features = self.features.half()
+            if isinstance(self.features, Tensor):
+                self.features = self.features.half()
             free, _ = torch.cuda.mem_get_info(self.device)
             if self.features.nbytes < RESIDENT_SHARE * free:
                 self.features = self.features.to(self.device)
         # One buffer for all steps: a fresh one of this size costs as much as filling it.
-        self._buffer = self.features.new_empty(0)
+        self._buffer = torch.empty(0, dtype=self.features.dtype, device=self.features.device)
 
     def draw(self, rows: Tensor) -> Tensor:
         """Return the features (*rows.shape, dim) of rows; valid until the next call."""
         index = rows.flatten().to(self.features.device)
-        drawn = torch.index_select(self.features, 0, index, out=self._buffer)
+        if isinstance(self.features, Stored):
+            drawn = self.features[index]
+        else:
+            drawn = torch.index_select(self.features, 0, index, out=self._buffer)
         return drawn.to(self.device, self.dtype).view(*rows.shape, -1)
 
 

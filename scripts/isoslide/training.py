@@ -19,6 +19,7 @@ from torch import Tensor
 from isoslide import aggregators, layers, optimising, resuming, sampling, selection, steps, tasks
 from isoslide.bags import Bags
 from isoslide.resuming import Run
+from isoslide.stored_features import Stored
 
 CURVE = ("step", *steps.PARTS, "lr", "tune_metric", "tune_inconsistency")
 
@@ -142,7 +143,7 @@ def train(
         device: cpu or cuda.
         file: where the state of the run is kept for a job that is killed to go on; nowhere if None.
     """
-    tiles = steps.Tiles(torch.from_numpy(bags.features), torch.device(device), steps.PRECISIONS[settings["precision"]])
+    tiles = steps.Tiles(bags.tensor(), torch.device(device), steps.PRECISIONS[settings["precision"]])
     run = _start(models, shape, settings, tiles.device)
     batches = _batches(models, bags, arm["sampler"], n_specimens, n_tiles)
     fitted = {name: value.to(device) for name, value in tasks.stack([model.fold.fitted for model in models]).items()}
@@ -214,7 +215,7 @@ def _finite(models: Sequence[Model], alive: Tensor, numbers: Tensor, step: int) 
 def _checkpoint(
     run: Run,
     shape: layers.Shape,
-    features: Tensor,
+    features: Tensor | Stored,
     bags: Bags,
     means: Tensor,
     step: int,

@@ -14,11 +14,11 @@ import train_models
 from isoslide import atomic
 
 
-def predict(folder: Path):
+def predict(folder: Path, memory_gb=4):
     out = folder / "predictions.tsv"
     predict_scans.main(
         f"--models {folder}/models/models.tsv --splits {folder}/splits.tsv --features {folder}/features.tsv "
-        f"--output {out}".split()
+        f"--memory-gb {memory_gb} --output {out}".split()
     )
     return pd.read_csv(out, sep="\t", dtype={"label": str, "scan": str})
 
@@ -78,6 +78,17 @@ def test_same_bytes_from_the_same_seeds(cohort):
     train(cohort, results="again")
     for name in ("fold0_seed0.safetensors", "fold2_seed1.safetensors"):
         assert (cohort / "models" / name).read_bytes() == (cohort / "again" / name).read_bytes()
+
+
+def test_features_that_stay_in_their_files_give_the_same_bytes(cohort):
+    train(cohort)
+    predict(cohort)
+    predictions = (cohort / "predictions.tsv").read_bytes()
+    train(cohort, results="again", memory_gb=0)
+    predict(cohort, memory_gb=0)
+    assert (cohort / "predictions.tsv").read_bytes() == predictions
+    for path in (cohort / "models").glob("*.safetensors"):
+        assert path.read_bytes() == (cohort / "again" / path.name).read_bytes()
 
 
 def test_every_test_scan_is_predicted_once_per_seed(cohort, capsys):

@@ -1,8 +1,11 @@
+import io
+
 import h5py
 import numpy as np
 import pytest
+import torch
 
-from isoslide import bags, status
+from isoslide import bags, status, stored_features
 
 
 def write(folder, scan, tile_ids, dim=4, reference="r", paired=True, encoder="e", value=None):
@@ -75,3 +78,54 @@ def test_features_that_do_not_fit_together_are_refused(tmp_path, change, message
 def test_repeated_tile_is_refused(tmp_path):
     with pytest.raises(bags.BagError, match="stands twice"):
         load(tmp_path, [write(tmp_path, "a", [1, 1])])
+
+
+def chunked(folder, scan, tile_ids):
+    """The same file as of `write`, compressed: its rows do not lie in one piece."""
+    row = write(folder, scan, tile_ids)
+    with h5py.File(row["path"], "r+") as file:
+        features = file["features"][:]
+        del file["features"]
+        file.create_dataset("features", data=features, chunks=(1, 4), compression="gzip")
+    return row
+
+
+def test_features_that_stay_in_their_files_are_the_same(tmp_path):
+    """Whole and compressed files, sorted and not, float32 too: any rows are what is read into memory."""
+    rows = [write(tmp_path, "a", [2]), write(tmp_path, "b", [5, 1, 3]), chunked(tmp_path, "c", [4, 0, 9, 7])]
+    rows.append(write(tmp_path, "d", list(range(50))))
+    with h5py.File(rows[0]["path"], "r+") as file:
+        features = file["features"][:].astype(np.float32)
+        del file["features"]
+        file["features"] = features
+    whole, stored = load(tmp_path, rows), load(tmp_path, rows, memory_gb=0)
+    assert isinstance(whole.features, np.ndarray)
+    assert isinstance(stored.features, bags.Stored)
+    assert stored.features.shape == whole.features.shape == (58, 4)
+    assert (whole.dim, stored.dim) == (4, 4)
+    rng = np.random.default_rng(0)
+    for index in (np.arange(58), rng.integers(58, size=200), np.array([57, 0, 57]), np.array([], dtype=int)):
+        drawn = stored.tensor()[torch.from_numpy(index)]
+        assert drawn.dtype == torch.float16
+        assert torch.equal(drawn.float(), whole.tensor()[torch.from_numpy(index)])
+    for name in ("scans", "keys", "references", "encoder"):
+        assert getattr(stored, name) == getattr(whole, name)
+    assert (stored.tile_ids == whole.tile_ids).all()
+
+
+def test_our_own_files_lie_in_one_piece(tmp_path):
+    """As extract_features.py writes them: by way of a file in memory."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.create_dataset("features", data=np.ones((700, 5), dtype=np.float16))
+    (tmp_path / "a.h5").write_bytes(buffer.getvalue())
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert stored_features.locate(file, np.arange(700)).offset > 0
+
+
+def test_few_pairs_are_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr(bags, "COMMON_PAIRS", 2)
+    packed = load(tmp_path, [write(tmp_path, name, [0, 1, int(ord(name))]) for name in "abcd"])
+    for one, other in ((0, 1), (1, 2), (2, 3), (0, 1)):
+        assert packed.tile_ids[packed.common(one, other)[0]].tolist() == [0, 1]
+        assert len(packed._common) <= 2

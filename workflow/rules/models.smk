@@ -19,6 +19,7 @@ rule train_models:
             scripts("isoslide/sampling.py"),
             scripts("isoslide/selection.py"),
             scripts("isoslide/steps.py"),
+            scripts("isoslide/stored_features.py"),
             scripts("isoslide/task_losses.py"),
             scripts("isoslide/task_metrics.py"),
             scripts("isoslide/tasks.py"),
@@ -38,10 +39,11 @@ rule train_models:
         "../../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wc, attempt: 8000 * attempt,
+        mem_mb=lambda wc, attempt: int(4000 + 1000 * config["memory_gb"]) * attempt,
         runtime=lambda wc, attempt: 240 * attempt,
         gpu=1 if config["training"]["device"] == "cuda" else None,
     params:
+        memory_gb=config["memory_gb"],
         device=config["training"]["device"],
         settings=lambda wc: json.dumps(
             {
@@ -55,6 +57,7 @@ rule train_models:
         python {input.script:q} \
             --splits {input.splits:q} \
             --features {input.features:q} \
+            --memory-gb {params.memory_gb} \
             --arm {wildcards.arm:q} \
             --settings {params.settings:q} \
             --device {params.device} \

@@ -12,6 +12,7 @@ rule predict_scans:
             scripts("isoslide/layers.py"),
             scripts("isoslide/models.py"),
             scripts("isoslide/task_losses.py"),
+            scripts("isoslide/stored_features.py"),
             scripts("isoslide/tasks.py"),
             scripts("isoslide/transmil.py"),
         ],
@@ -28,13 +29,16 @@ rule predict_scans:
         "../../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wc, attempt: 4000 * attempt,
+        mem_mb=lambda wc, attempt: int(4000 + 1000 * config["memory_gb"]) * attempt,
         runtime=60,
+    params:
+        memory_gb=config["memory_gb"],
     shell:
         """
         python {input.script:q} \
             --models {input.models:q} \
             --splits {input.splits:q} \
             --features {input.features:q} \
+            --memory-gb {params.memory_gb} \
             --output {output:q} &>{log:q}
         """
