@@ -41,28 +41,25 @@ rule all:
     default_target: True
     input:
         "results/report/index.html",
-        "results/checks/mpp.svg",
-        "results/tissue/contact_sheet.html",
+        with_slides("results/checks/mpp.svg", "results/tissue/contact_sheet.html"),
 
 
 rule checks:
     """Stage: what each scan is, and whether it can be used."""
     input:
-        "results/status/checks.tsv",
-        "results/checks/mpp.svg",
+        with_slides("results/status/checks.tsv", "results/checks/mpp.svg"),
 
 
 rule tissue:
     """Stage: tissue outlines."""
     input:
-        "results/status/tissue.tsv",
-        "results/tissue/contact_sheet.html",
+        with_slides("results/status/tissue.tsv", "results/tissue/contact_sheet.html"),
 
 
 rule registrations:
     """Stage: scans of one specimen laid onto each other."""
     input:
-        "results/status/registrations.tsv",
+        with_slides("results/status/registrations.tsv"),
 
 
 rule tiles:
@@ -123,7 +120,7 @@ rule heatmaps:
         expand(
             "results/heatmaps/{task}/{encoder}/{arm}/status.tsv",
             task=TASKS,
-            encoder=ENCODERS,
+            encoder=NATIVE,
             arm=ARMS,
         ),
 

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 def encode(args: argparse.Namespace, entry: registry.Encoder, checks: DataFrame, table: DataFrame) -> list[dict]:
     import torch
 
-    from isoslide import encoders, features, grid, keys, slide, tile_encoder
+    from isoslide import encoders, features, features_file, grid, keys, slide, tile_encoder
 
     torch.set_num_threads(args.threads)
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -76,7 +76,7 @@ def encode(args: argparse.Namespace, entry: registry.Encoder, checks: DataFrame,
         path = Path(args.results, f"{row['scan']}.h5")
         key = keys.content_key(tiles=row["key"], encoder=entry.defining(), weights=encoder.weights_hash, code=code)
         try:
-            if features.stored_key(path) != key:
+            if features_file.stored_key(path) != key:
                 tiles = grid.read_tiles_file(row["path"])
                 check = checks.loc[row["scan"]]
                 values = features.extract(encoder, check, tiles, reading, args.threads, args.batch_size, clock)

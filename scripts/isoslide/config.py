@@ -72,9 +72,16 @@ def check(config: Mapping[str, Any], registry: Mapping[str, Encoder]) -> None:
     Raises:
         ConfigError: naming the key and what it may be.
     """
+    imported = config["import"]
     for name in config["encoders"]:
-        if name not in registry:
-            raise ConfigError(f"config encoders: no encoder {name!r}: use one of {sorted(registry)}")
+        if name not in registry and name not in imported:
+            known = sorted([*registry, *imported])
+            raise ConfigError(
+                f"config encoders: no encoder {name!r}: use one of {known}, or describe it under 'import'"
+            )
+    for name in imported:
+        if name in registry:
+            raise ConfigError(f"config import.{name}: the registry has an encoder of that name: choose another")
     if config["tasks"] and config["control"] not in config["arms"]:
         raise ConfigError(f"config control: no arm {config['control']!r}: use one of {sorted(config['arms'])}")
     _check_training(config)

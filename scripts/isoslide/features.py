@@ -1,8 +1,6 @@
 """Features of a scan: its tiles read ahead in threads, encoded in batches, kept as float16."""
 
-import io
 import itertools
-import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -14,7 +12,7 @@ import h5py
 import numpy as np
 import torch
 
-from isoslide import __version__, atomic, grid
+from isoslide import features_file, grid
 from isoslide.slide import Reading, Slide, SlideError, open_checked
 from isoslide.tile_encoder import TileEncoder
 
@@ -101,36 +99,16 @@ def write(
     inside = ~tiles.out_of_bounds
     with h5py.File(tiles_path, "r") as source:
         coords_attrs = dict(source["coords"].attrs)
-    buffer = io.BytesIO()  # made in memory: HDF5 on a full disk fails late and in pieces
-    with h5py.File(buffer, "w") as file:
-        file.create_dataset("features", data=features).attrs["encoder"] = encoder.entry.id
-        file.create_dataset("coords", data=tiles.coords[inside]).attrs.update(coords_attrs)
-        file.create_dataset("tile_ids", data=tiles.tile_ids[inside])
-        file.attrs.update(
-            {name: tiles.attrs[name] for name in ("tile_px", "mpp", "mpp_x", "mpp_y", "reference", "paired")}
-        )
-        file.attrs.update(
-            key=key,
-            version=__version__,
-            encoder=encoder.entry.id,
-            weights_sha256=encoder.weights_hash,
-            precision=str(encoder.dtype).removeprefix("torch."),
-            torch=str(torch.__version__),
-            n_out_of_bounds=int(tiles.out_of_bounds.sum()),
-        )
-    with atomic.output(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
-
-
-def stored_key(path: Path) -> str:
-    """Return the content key that a features or tiles file carries; empty when it is absent or damaged."""
-    try:
-        with h5py.File(path, "r") as file:
-            return str(file.attrs.get("key", ""))
-    except OSError as error:
-        if path.exists():
-            logging.warning("%s cannot be read and is made again: %s", path, error)
-        return ""
+    attrs = {name: tiles.attrs[name] for name in ("tile_px", "mpp", "mpp_x", "mpp_y", "reference", "paired")}
+    attrs |= {
+        "key": key,
+        "encoder": encoder.entry.id,
+        "weights_sha256": encoder.weights_hash,
+        "precision": str(encoder.dtype).removeprefix("torch."),
+        "torch": str(torch.__version__),
+        "n_out_of_bounds": int(tiles.out_of_bounds.sum()),
+    }
+    features_file.write(path, features, tiles.tile_ids[inside], tiles.coords[inside], attrs, coords_attrs)
 
 
 def _reading_order(tile_ids: np.ndarray) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-REQUIRED = ("scan", "path", "scanner")
-OPTIONAL = ("specimen", "patient", "site", "stain", "mpp", "mpp_override", "reference", "split", "exclude")
+REQUIRED = ("scan", "scanner")
+OPTIONAL = ("path", "specimen", "patient", "site", "stain", "mpp", "mpp_override", "reference", "split", "exclude")
 SPLITS = ("", "train", "tune", "test")
 SLIDE_COLUMNS = ("scan", "path", "scanner", "specimen", "mpp", "mpp_override", "reference")  # of the slide stages
 DEMO_SLIDES = "results/demo/"  # scans under this folder are made by the rule make_demo, so need not exist yet
@@ -47,8 +47,13 @@ def read(path: str | Path) -> pd.DataFrame:
 
 
 def check_paths(table: pd.DataFrame, path: str) -> None:
-    """Refuse a scan whose file is absent, unless the demo makes it or the row is excluded."""
+    """Refuse a scan without a path or whose file is absent, unless the demo makes it or the row is excluded."""
     for line, row in _lines(table):
+        if not row["exclude"] and not row["path"]:
+            raise SheetError(
+                f"{path} line {line}: scan {row['scan']!r} has no path: fill the column 'path'; it may be empty only "
+                "where all features are imported (config import)"
+            )
         if not row["exclude"] and not row["path"].startswith(DEMO_SLIDES) and not Path(row["path"]).exists():
             raise SheetError(
                 f"{path} line {line}: scan {row['scan']!r}: no file {row['path']!r}: correct the path, "

@@ -119,3 +119,76 @@ def test_slurm_profile_asks_for_what_the_rules_need(tmp_path):
 def test_lint():
     done = snakemake("--lint", folder=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def with_features(folder):
+    """The demo's sheet without paths, and one features file: enough for a plan."""
+    copy_sheet(folder, lambda table: table.drop(columns="path"))
+    table = pd.read_csv(folder / "config/slides.tsv", sep="\t", dtype=str)
+    (folder / f"{table.loc[0, 'scan']}.npz").touch()
+    return {"mine": {"path": "{scan}.npz"}}
+
+
+def test_imported_features_need_no_slides(tmp_path):
+    over = overlay(tmp_path, encoders=["mine"], **{"import": with_features(tmp_path)})
+    done = snakemake("-n", "--quiet", "rules", *over, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    counts = job_counts(done.stdout + done.stderr)
+    slide_rules = {"make_demo", "check_slides", "segment_tissue", "register_scans", "tile_scans", "extract_features"}
+    assert not slide_rules & set(counts)
+    assert counts["train_models"] == 8
+    assert counts["import_features"] > 1  # a job a batch
+
+
+def test_imported_features_beside_an_encoder_and_with_registrations(tmp_path):
+    mine = with_features(tmp_path)
+    registered = {"mine": mine["mine"] | {"pairing": "registered"}}
+    shutil.copy(ROOT / "config/slides.tsv", tmp_path / "config")
+    over = overlay(tmp_path, encoders=["mine"], **{"import": registered})
+    counts = job_counts("".join(plan_of(snakemake("-n", "--quiet", "rules", *over, folder=tmp_path))))
+    assert counts["register_scans"] == counts["import_features"]
+    assert "tile_scans" not in counts
+    over = overlay(tmp_path, encoders=["efficientnet_lite0", "mine"], **{"import": mine})
+    counts = job_counts("".join(plan_of(snakemake("-n", "--quiet", "rules", *over, folder=tmp_path))))
+    assert counts["extract_features"] == counts["import_features"] == counts["tile_scans"]
+
+
+def plan_of(done):
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+BAD_IMPORTS = {
+    "no match": (
+        {"path": "features/{scan}.h5"},
+        {},
+        r"error: config import.mine.path: none of the \d+ scans has a file. S",
+    ),
+    "no column": (
+        {"path": "{slide}.h5"},
+        {},
+        r"error: config import.mine.path: no column 'slide' in the sheet: use one",
+    ),
+    "name taken": (
+        {"path": "{scan}.npz"},
+        {"name": "uni"},
+        r"error: config import.uni: the registry has an encoder of",
+    ),
+    "no slides": (
+        {"path": "{scan}.npz", "pairing": "registered"},
+        {},
+        r"error: config/slides.tsv line 2: scan '\S+' has no path: fill the column 'path'; it may be empty only where",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMPORTS)
+def test_a_bad_import_is_refused_in_one_line(tmp_path, name):
+    block, more, message = BAD_IMPORTS[name]
+    with_features(tmp_path)
+    own = more.get("name", "mine")
+    lines = lines_of_error(
+        snakemake("-n", *overlay(tmp_path, encoders=[own], **{"import": {own: block}}), folder=tmp_path)
+    )
+    assert len(lines) == 1
+    assert re.match(message, lines[0])

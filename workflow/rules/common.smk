@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import sys
 
 sys.path.insert(0, os.path.join(workflow.basedir, "scripts"))
 
-from isoslide import cli, outcomes, registry, sheet
+from isoslide import cli, imports, outcomes, registry, sheet
 from isoslide import config as configuration
 
 
@@ -29,14 +30,21 @@ try:
     REGISTRY = registry.load(REGISTRY_FILE)
     configuration.check(config, REGISTRY)
     SHEET = sheet.read(config["sheet"])
-    sheet.check_paths(SHEET, config["sheet"])
+    IMPORTED = [name for name in config["encoders"] if name in config["import"]]
+    NATIVE = [name for name in config["encoders"] if name not in IMPORTED]
+    REGISTERED = [n for n in IMPORTED if imports.needs_slides(config["import"][n])]
+    USES_SLIDES = bool(NATIVE or REGISTERED)
+    if USES_SLIDES:
+        sheet.check_paths(SHEET, config["sheet"])
+    for name in IMPORTED:
+        imports.check(name, config["import"][name], SHEET)
     outcomes.check_tasks(SHEET, config["tasks"], config["sheet"])
 except (configuration.ConfigError, registry.RegistryError, sheet.SheetError) as error:
     cli.fail(str(error))
 
 BATCHES = sheet.batches(SHEET, config["batch_size"])
 ENCODERS = config["encoders"]
-TILES = sorted({REGISTRY[encoder].tile for encoder in ENCODERS})
+TILES = sorted({REGISTRY[encoder].tile for encoder in NATIVE})
 TASKS = list(config["tasks"])
 ARMS = list(config["arms"])
 
@@ -49,6 +57,16 @@ wildcard_constraints:
     arm=r"[^/]+",
 
 
+def with_slides(*paths):
+    """The paths where the configuration works on slides; none where all features are imported."""
+    return list(paths) if USES_SLIDES else []
+
+
+def one_of(names):
+    """Regular expression of one of these names; of nothing where there are none."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
 def scans_of_batch(wildcards):
     """Ids of the scans of a batch."""
     return list(BATCHES[wildcards.batch]["scan"])
@@ -57,6 +75,12 @@ def scans_of_batch(wildcards):
 def rows_of_batch(wildcards):
     """The batch's rows of the sheet as text: a parameter, so that only its own batch runs when a row changes."""
     return BATCHES[wildcards.batch][list(sheet.SLIDE_COLUMNS)].to_csv(index=False)
+
+
+def rows_of_import(wildcards):
+    """The columns of the batch's rows that imported features depend on, as text."""
+    used = imports.columns(config["import"][wildcards.encoder])
+    return BATCHES[wildcards.batch][used].to_csv(index=False)
 
 
 def demo_of_batch(wildcards):
@@ -100,6 +124,12 @@ def tiles_of_encoder(wildcards):
     )
 
 
+def registrations_of_import(wildcards):
+    """Status tables of the batch that imported features are paired by: checks and registrations, or none."""
+    stages = ("checks", "registrations") if wildcards.encoder in REGISTERED else ()
+    return [f"results/status/{stage}/{wildcards.batch}.tsv" for stage in stages]
+
+
 def gate_of_encoder(wildcards):
     """The stage's table: no encoder starts before all tiles are known to be good."""
     return ancient(f"results/status/tiles/{REGISTRY[wildcards.encoder].tile}.tsv")
@@ -114,7 +144,9 @@ def report_notes():
             "simulated scanners; labels and survival times follow the simulated tissue. It shows that the method runs "
             "and what it changes here. It says nothing about real scanners or patients."
         )
-    for encoder in ENCODERS:
+    for encoder in NATIVE:
         if not REGISTRY[encoder].pathology:
             lines.append(f"Encoder {encoder}: {REGISTRY[encoder].name}.")
+    for name in IMPORTED:
+        lines.append(f"Features {name} were made elsewhere and imported.")
     return lines

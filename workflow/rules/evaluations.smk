@@ -121,9 +121,12 @@ rule evaluate_metadata:
         splits="results/splits/{task}.tsv",
         sheet=config["sheet"],
         status=[
-            "results/status/checks.tsv",
-            "results/status/tissue.tsv",
-            f"results/status/tiles/{TILES[0]}.tsv",
+            *with_slides("results/status/checks.tsv", "results/status/tissue.tsv"),
+            (
+                f"results/status/tiles/{TILES[0]}.tsv"
+                if NATIVE
+                else f"results/status/features/{ENCODERS[0]}.tsv"
+            ),
         ],
     output:
         report(

@@ -1,4 +1,5 @@
-"""Features. In: the tiles of a batch and one encoder. Out: per scan a features file, status per batch."""
+"""Features. In: the tiles of a batch and one encoder, or files made elsewhere. Out: per scan a features file, status per
+batch."""
 
 
 rule extract_features:
@@ -9,6 +10,7 @@ rule extract_features:
             scripts("isoslide/encoders.py"),
             scripts("isoslide/tile_encoder.py"),
             scripts("isoslide/features.py"),
+            scripts("isoslide/features_file.py"),
             scripts("isoslide/slide.py"),
             scripts("isoslide/slide_files.py"),
             scripts("isoslide/stored_tiles.py"),
@@ -27,6 +29,8 @@ rule extract_features:
         "results/logs/extract_features/{encoder}/{batch}.log",
     benchmark:
         "results/benchmarks/extract_features/{encoder}/{batch}.tsv"
+    wildcard_constraints:
+        encoder=one_of(NATIVE),
     conda:
         "../../envs/torch.yaml"
     threads: 8 if config["device"] == "cuda" else 1  # on a busy CPU one thread a job wastes least
@@ -52,6 +56,56 @@ rule extract_features:
             --threads {threads} \
             --batch-size {params.batch_size} \
             --reading {params.reading:q} \
+            --results results/features/{wildcards.encoder:q} \
+            --output {output:q} &>{log:q}
+        """
+
+
+rule import_features:
+    """Check features that were made elsewhere, pair the scans of each specimen and write them as our own."""
+    input:
+        script=scripts("import_features.py"),
+        modules=[
+            scripts("isoslide/features_file.py"),
+            scripts("isoslide/foreign_features.py"),
+            scripts("isoslide/importing.py"),
+            scripts("isoslide/imports.py"),
+            scripts("isoslide/pairing.py"),
+            scripts("isoslide/registration_warp.py"),
+        ],
+        sheet=ancient(config["sheet"]),
+        slides=registrations_of_import,
+    output:
+        "results/status/features/{encoder}/{batch}.tsv",
+    log:
+        "results/logs/import_features/{encoder}/{batch}.log",
+    benchmark:
+        "results/benchmarks/import_features/{encoder}/{batch}.tsv"
+    wildcard_constraints:
+        encoder=one_of(IMPORTED),
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wc, attempt: 4000 * attempt,
+        runtime=lambda wc, attempt: 60 * attempt,
+    params:
+        scans=scans_of_batch,
+        rows=rows_of_import,
+        settings=lambda wc: json.dumps(config["import"][wc.encoder]),
+        paired=lambda wc: (
+            f"--checks results/status/checks/{wc.batch}.tsv --registrations results/registrations"
+            if wc.encoder in REGISTERED
+            else ""
+        ),
+    shell:
+        """
+        python {input.script:q} \
+            --sheet {input.sheet:q} \
+            --scans {params.scans:q} \
+            --name {wildcards.encoder:q} \
+            --settings {params.settings:q} \
+            {params.paired} \
             --results results/features/{wildcards.encoder:q} \
             --output {output:q} &>{log:q}
         """

@@ -1,9 +1,9 @@
 """Report. In: every table made so far. Out: one self-contained page, and its figures one by one."""
 
 STAGES = {
-    "checks": ["results/status/checks.tsv"],
-    "tissue": ["results/status/tissue.tsv"],
-    "registrations": ["results/status/registrations.tsv"],
+    "checks": with_slides("results/status/checks.tsv"),
+    "tissue": with_slides("results/status/tissue.tsv"),
+    "registrations": with_slides("results/status/registrations.tsv"),
     "tiles": expand("results/status/tiles/{tile}.tsv", tile=TILES),
     "features": expand("results/status/features/{encoder}.tsv", encoder=ENCODERS),
 }
@@ -92,7 +92,7 @@ rule write_report:
     conda:
         "../../envs/base.yaml"
     params:
-        config=json.dumps(config),
+        config=lambda wc: json.dumps(config),
         stages=[
             f"{stage}={table}" for stage, tables in STAGES.items() for table in tables
         ],
