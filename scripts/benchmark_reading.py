@@ -4,8 +4,8 @@
 
 Makes SVS-like slides of real tissue (JPEG tiles, quality 80, 4:2:0) in a temporary folder and writes a Markdown table:
 tiles of 256 px per second of one core's time, at full size and at half size. The best of several rounds counts; the
-rounds of all readers alternate. Readers that are not installed are named and left out: pyvips, tiffslide and cucim are
-no dependencies.
+rounds of all readers alternate. Readers that are not installed are named and left out: pyvips, tiffslide, cucim and
+hs2p are no dependencies.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MPP = 0.25
 BLOCK = 8  # tiles along the side of a block, for readers that are faster in blocks
 RUN = 256  # tiles per call of ours, as extract_features.py has it
 TISSUE = Path(__file__).resolve().parents[1] / "resources/CMU-1-Small-Region.svs"
-RIVALS = ("pyvips", "tiffslide", "cucim")
+RIVALS = ("pyvips", "tiffslide", "cucim", "hs2p")
 Reader = Callable[[], None]
 
 
@@ -34,6 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("--side", type=int, default=12288, help="px along the side of the slides")
     parser.add_argument("--stored", type=int, nargs="+", default=[240, 512], help="px of the JPEG tiles, a slide each")
+    parser.add_argument("--slides", type=Path, nargs="*", default=[], help="also these, at the µm/px of their level 0")
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
     parser.add_argument("--output", required=True, help="Markdown file to write")
     return parser.parse_args(argv)
@@ -55,7 +56,9 @@ def main(argv: list[str] | None = None) -> None:
                 logging.info("%s", name)
                 columns[name] = measure(readers(path, scale, args.side, present), scale, args)
             fidelity[stored] = fidelities(path)
-    Path(args.output).write_text(table(columns) + "\n" + fidelity_table(fidelity))
+    given = {path.name: measure_slide(path, args.repeats) for path in args.slides}
+    text = [table(columns), fidelity_table(fidelity), *([slides_table(given)] if given else [])]
+    Path(args.output).write_text("\n".join(text))
     logging.info("wrote %s", args.output)
 
 
@@ -134,7 +137,7 @@ def readers(path: Path, scale: int, side: int, present: list[str]) -> dict[str, 
     }
     if "pyvips" in present:
         found["pyvips, tile by tile"] = by_pyvips(path, scale, side)
-    for name, region in (("tiffslide", by_tiffslide), ("cucim", by_cucim)):
+    for name, region in (("tiffslide", by_tiffslide), ("cucim", by_cucim), ("hs2p", by_hs2p)):
         if name in present:
             found[f"{name}, tile by tile"] = in_blocks(region(path), scale, side, 1)
             found[f"{name}, blocks of 8 x 8 tiles"] = in_blocks(region(path), scale, side, BLOCK)
@@ -148,9 +151,10 @@ def bare(path: Path, reduction: int) -> Reader:
     from isoslide import slide, stored_tiles
 
     with slide.Slide(path) as opened:
-        level, file = opened._stored.levels[0], opened._stored._file
+        level = opened._stored.levels[0]
+    with open(path, "rb") as file:
         count = range(len(level.layout.offsets))
-        streams = [level.stream(stored_tiles.stored_bytes(file, level.layout, index)) for index in count]
+        streams = [level.stream(stored_tiles.stored_bytes(file.fileno(), level.layout, index)) for index in count]
     side = level.layout.tile[0] // reduction
     buffer = np.empty((side, side, 3), np.uint8)
 
@@ -171,7 +175,7 @@ def ours(path: Path, scale: int, side: int, downsampling: str, direct: bool = Tr
     def read() -> None:
         with slide.Slide(path, reading=slide.Reading(downsampling=downsampling)) as opened:
             if not direct:
-                opened._stored.levels = [None] * len(opened.levels)
+                opened.read_through_openslide()
             for start in range(0, len(maps), RUN):
                 run = maps[start : start + RUN]
                 opened.read_tiles(run, TILE_PX, out[: len(run)])
@@ -219,6 +223,13 @@ def by_cucim(path: Path) -> Callable[[tuple[int, int], int], np.ndarray]:
     return lambda corner, side: np.asarray(opened.read_region(corner, (side, side), 0))
 
 
+def by_hs2p(path: Path) -> Callable[[tuple[int, int], int], np.ndarray]:
+    from hs2p.wsi.reader import open_slide
+
+    opened = open_slide(path)
+    return lambda corner, side: opened.read_region(corner, 0, (side, side))
+
+
 def in_blocks(region: Callable[[tuple[int, int], int], np.ndarray], scale: int, side: int, block: int) -> Reader:
     """Read blocks of tiles and cut them up."""
     step = TILE_PX * scale
@@ -243,14 +254,52 @@ def shrunk(image: np.ndarray, scale: int) -> np.ndarray:
 
 def measure(methods: dict[str, Reader], scale: int, args: argparse.Namespace) -> dict[str, float]:
     """Return {name: tiles per second of processor time}, the best of the rounds."""
-    tiles = (args.side // (TILE_PX * scale)) ** 2
+    return best_rates(methods, (args.side // (TILE_PX * scale)) ** 2, args.repeats)
+
+
+def best_rates(methods: dict[str, Reader], tiles: int, repeats: int) -> dict[str, float]:
+    """Return {name: tiles per second of processor time}, the best of the rounds."""
     best = dict.fromkeys(methods, 0.0)
-    for _ in range(args.repeats):
+    for _ in range(repeats):
         for name, read in methods.items():
             start = time.process_time()
             read()
             best[name] = max(best[name], tiles / (time.process_time() - start))
     return best
+
+
+def measure_slide(path: Path, repeats: int) -> dict[str, float]:
+    """Return {reader: tiles per second of processor time} of a slide of any format at full size."""
+    import openslide
+
+    from isoslide import slide, slide_files
+
+    with slide.Slide(path, mpp=(1.0, 1.0)) as opened:
+        width, height = opened.size
+    places = [(x, y) for y in range(0, height - 255, TILE_PX) for x in range(0, width - 255, TILE_PX)]
+    maps = np.array([[[1.0, 0, x], [0, 1.0, y]] for x, y in places])
+
+    def by_pil() -> None:
+        with openslide.OpenSlide(slide_files.slide_file(path)) as handle:
+            for place in places:
+                np.asarray(handle.read_region(place, 0, (TILE_PX, TILE_PX)).convert("RGB"))
+
+    def by_isoslide() -> None:
+        with slide.Slide(path, mpp=(1.0, 1.0)) as opened:
+            for start in range(0, len(maps), RUN):
+                opened.read_tiles(maps[start : start + RUN], TILE_PX)
+
+    return best_rates({"OpenSlide, tile by tile, PIL": by_pil, "isoslide": by_isoslide}, len(places), repeats)
+
+
+def slides_table(found: dict[str, dict[str, float]]) -> str:
+    """Return tiles per second of each slide, and in brackets how many times OpenSlide's."""
+    names = next(iter(found.values()))
+    lines = ["| slide | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    for slide, rates in found.items():
+        first = next(iter(rates.values()))
+        lines.append(f"| {slide} | " + " | ".join(f"{rate:.0f} ({rate / first:.2f})" for rate in rates.values()) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def fidelities(path: Path) -> dict[str, float]:

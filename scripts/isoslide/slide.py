@@ -13,7 +13,7 @@ import openslide
 from openslide import OpenSlideError
 from PIL import ImageCms
 
-from isoslide import icc, jpeg_tiles, keys, openslide_fast, slide_files, stored_tiles, tiff_levels
+from isoslide import dicom_levels, icc, jpeg_tiles, keys, openslide_fast, slide_files, stored_tiles, tiff_levels
 from isoslide.slide_files import SlideError, slide_file
 from isoslide.stored_tiles import StoredTiles
 
@@ -78,6 +78,10 @@ class Slide:
         """Close the file."""
         self._handle.close()
         self._stored.close()
+
+    def read_through_openslide(self) -> None:
+        """Leave direct reading, for a comparison."""
+        self._stored.levels = [None] * len(self.levels)
 
     def overview(self, um_per_px: float) -> np.ndarray:
         """Return the whole slide, (rows, cols, 3) uint8; pixel (u, v) begins at µm (u, v) * um_per_px."""
@@ -297,7 +301,7 @@ def _unreadable(error: Exception, level: int, place: tuple[int, int], size: tupl
 
 def code(reading: Reading | None = None) -> dict[str, Any]:
     """Return what decides which pixels `Slide.read` gives: the hash of the code, and the settings."""
-    modules = (stored_tiles, jpeg_tiles, tiff_levels, openslide_fast, icc)
+    modules = (stored_tiles, jpeg_tiles, tiff_levels, dicom_levels, openslide_fast, icc)
     return {"code": keys.code_hash(Slide, _Source, slide_files.stored_levels, *modules), **asdict(reading or Reading())}
 
 

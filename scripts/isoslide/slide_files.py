@@ -7,7 +7,7 @@ import openslide
 from openslide import OpenSlideError, OpenSlideUnsupportedFormatError
 from PIL import Image, UnidentifiedImageError
 
-from isoslide import stored_tiles, tiff_levels
+from isoslide import dicom_levels, stored_tiles, tiff_levels
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 CODEC_WORDS = ("compression", "transfer syntax", "photometric", "8-bit")
@@ -106,5 +106,6 @@ def stored_levels(
     if isinstance(handle, tiff_levels.TiffImage):
         return handle.levels
     if isinstance(handle, openslide.OpenSlide):
-        return tiff_levels.of_openslide(slide_file(path), handle)
+        module = dicom_levels if handle.properties.get(openslide.PROPERTY_NAME_VENDOR) == "dicom" else tiff_levels
+        return module.of_openslide(slide_file(path), handle)
     return [None]

@@ -32,12 +32,14 @@ class Layout:
         tile: (w, h) of a stored tile; those at the right and lower edge are stored whole.
         offsets: byte where each tile begins, row by row.
         lengths: bytes of each tile; 0 where none is stored.
+        path: the file, where it is another than the slide's.
     """
 
     size: tuple[int, int]
     tile: tuple[int, int]
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
+    path: Path | None = None
 
     @property
     def columns(self) -> int:
@@ -65,7 +67,7 @@ class StoredTiles:
     """Reads boxes of levels through a cache of decoded tiles. Threads may share it.
 
     Args:
-        path: the file.
+        path: the slide's file.
         levels: None for those that are not read here.
         exact: whether a reduction is the mean of all pixels, instead of the decoder's.
     """
@@ -73,14 +75,15 @@ class StoredTiles:
     def __init__(self, path: Path, levels: list[StoredLevel | None], exact: bool):
         self.levels = levels
         self._exact = exact
-        self._file = os.open(path, os.O_RDONLY)
+        paths = {level.layout.path or path for level in levels if level is not None}
+        self._files = {name: os.open(name, os.O_RDONLY) for name in sorted(paths)}
+        self._path = path
         self._cache = _Cache()
 
     def close(self) -> None:
-        """Close the file and let the decoded tiles go."""
-        if self._file >= 0:
-            os.close(self._file)
-        self._file = -1
+        """Close the files and let the decoded tiles go."""
+        while self._files:
+            os.close(self._files.popitem()[1])
         self._cache = _Cache()
 
     def read(
@@ -132,9 +135,10 @@ class StoredTiles:
         tile = self._cache.get(key)
         if tile is not None:
             return tile, False
+        file = self._files[stored.layout.path or self._path]
         if reduction == 1 or (stored.shrinks and not self._exact):
-            return stored.decode(self._file, index, reduction, buffer), True
-        tile = stored.decode(self._file, index, 1, None)
+            return stored.decode(file, index, reduction, buffer), True
+        tile = stored.decode(file, index, 1, None)
         size = (tile.shape[1] // reduction, tile.shape[0] // reduction)
         return cv2.resize(tile, size, interpolation=cv2.INTER_AREA), True
 

@@ -89,12 +89,19 @@ def of_openslide(path: Path, handle: openslide.OpenSlide) -> list[StoredLevel | 
     try:
         with tifffile.TiffFile(path) as tiff:
             pages = {(page.imagewidth, page.imagelength): page for page in reversed(tiff.pages) if page.is_tiled}
-            levels = [_jpeg(pages[size], tiff) if size in pages else None for size in handle.level_dimensions]
+            levels = [_direct(pages[size], tiff) if size in pages else None for size in handle.level_dimensions]
     except (tifffile.TiffFileError, ValueError, OSError):
         return nothing
     # OpenSlide draws what a coarse Aperio level lacks from the level below
     keep = [vendor != "aperio" or not i or (level and all(level.layout.lengths)) for i, level in enumerate(levels)]
     return [level if kept else None for level, kept in zip(levels, keep, strict=True)]
+
+
+def _direct(page: tifffile.TiffPage, tiff: tifffile.TiffFile) -> StoredLevel | None:
+    """Return a level whose pixels are OpenSlide's, decoded faster; None where that is not known."""
+    if page.compression == COMPRESSION.APERIO_JP2000_RGB and page.dtype == np.uint8 and page.samplesperpixel == 3:
+        return _plain(page)
+    return _jpeg(page, tiff)
 
 
 def has_sub_resolutions(path: Path) -> bool:

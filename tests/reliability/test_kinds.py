@@ -2,14 +2,17 @@
 
 import shutil
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import synth
+from PIL import Image
 from stages import Stages, files
 
 from isoslide import outcomes, sheet
 
+WHITE, PINK = (242, 240, 243), (205, 130, 175)
 DICOM = "data/slides/CMU-1-Small-Region.dicom"
 JPEG, JPEG_2000 = b"1.2.840.10008.1.2.4.50", b"1.2.840.10008.1.2.4.90"  # transfer syntaxes, of equal length
 
@@ -99,3 +102,19 @@ def test_counts_are_conserved_by_scanner_from_sheet_to_tiles(tmp_path):
         "unreadable": 2,
         "missing": 2,
     }
+
+
+def test_a_slide_scanned_in_part_has_tiles_where_its_pixels_are(tmp_path):
+    """Complaint G-A2: real pixels begin at an offset, all before is transparent; coordinates count from level 0."""
+    image = np.zeros((3072, 4096, 4), np.uint8)
+    image[1024:, 2048:] = (*WHITE, 255)
+    image[1500:2600, 2500:3700, :3] = np.random.default_rng(0).normal(PINK, 12, (1100, 1200, 3)).clip(0, 255)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    stages = Stages(tmp_path, [{"scan": "a", "path": tmp_path / "a.png", "scanner": "A", "mpp": "0.5"}])
+    for stage in ("checks", "tissue", "tiles"):
+        assert getattr(stages, stage)().loc["a", "status"] == "ok"
+    with h5py.File(stages.table("tiles").loc["a", "path"]) as file:
+        coords = file["coords"][:]
+    assert len(coords) > 10
+    assert (coords >= (2500 - 256, 1500 - 256)).all()
+    assert (coords <= (3700, 2600)).all()

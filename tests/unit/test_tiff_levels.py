@@ -160,3 +160,15 @@ def test_ome_xml_without_a_scale():
     assert tiff_levels._ome_mpp(None) is None
     assert tiff_levels._ome_mpp("<broken") is None
     assert tiff_levels._ome_mpp('<OME xmlns="u"><Pixels PhysicalSizeX="1"/></OME>') is None
+
+
+def test_jpeg_2000_of_a_scanner_equals_openslide(shared):
+    with Slide(shared / "data/slides/tcga-cr-7395-01a-01-ts1.svs", (1.0, 1.0)) as slide:
+        assert all(isinstance(level, tiff_levels.PlainLevel) for level in slide._stored.levels)
+        found = {}
+        for way in ("direct", "openslide"):
+            found[way] = [
+                slide.read(np.array([[1.0, 0, x], [0, 1.0, y]]), (300, 300)) for x, y in ((40, 900), (4300, 3400))
+            ]
+            slide.read_through_openslide()
+    np.testing.assert_array_equal(found["direct"], found["openslide"])

@@ -7,6 +7,7 @@ rule check_slides:
         script=scripts("check_slides.py"),
         modules=[scripts("isoslide/checks.py"), scripts("isoslide/slide.py")],
         sheet=ancient(config["sheet"]),
+        known=ancient(at_base("resources/CMU-1-Small-Region.svs")),
         demo=demo_of_batch,
     output:
         "results/status/checks/{batch}.tsv",
@@ -30,6 +31,7 @@ rule check_slides:
             --sheet {input.sheet:q} \
             --scans {params.scans:q} \
             --settings {params.settings:q} \
+            --known-slide {input.known:q} \
             --threads {threads} \
             --output {output:q} &>{log:q}
         """
