@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check install
+.PHONY: demo test test-encoders check install
 
 # Bars on a terminal, lines elsewhere.
 PROGRESS := $(shell test -t 2 && echo "--logger rich" || echo "--quiet rules host")
@@ -19,6 +19,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# Every encoder of the registry at full size, with random weights: 12 GB of memory, 20 GB of disk, minutes.
+test-encoders: install
+	$(BIN)/python -m pytest -m full_size -s tests/unit/test_networks.py
 
 check: install
 	$(BIN)/ruff format --check scripts tests

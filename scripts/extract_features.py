@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from isoslide import atomic, cli, device, registry, status
+from isoslide import atomic, cli, device, registry, status, weights
 from isoslide.slide import SlideError
 
 
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
     atomic.sweep(args.results)
-    entry = registry.load(args.registry)[args.encoder]
+    entry = registry.load(args.registry, [args.encoder], args.weights)[args.encoder]
     try:
         args.device = device.claim(args.device)
     except device.DeviceError as error:
@@ -56,14 +56,14 @@ def main(argv: list[str] | None = None) -> None:
 def encode(args: argparse.Namespace, entry: registry.Encoder, checks: DataFrame, table: DataFrame) -> list[dict]:
     import torch
 
-    from isoslide import encoders, features, features_file, grid, keys, slide, tile_encoder
+    from isoslide import features, features_file, grid, keys, slide, tile_encoder
 
     torch.set_num_threads(args.threads)
     if args.device == "cuda" and not torch.cuda.is_available():
         cli.fail("a GPU was asked for and torch sees none: check the driver, or set 'device: cpu' in the config")
     try:
         encoder = tile_encoder.TileEncoder(entry, args.weights, args.device)
-    except encoders.EncoderError as error:
+    except weights.EncoderError as error:
         cli.fail(str(error))
     reading = slide.Reading(**args.reading)
     code = [tile_encoder.code(entry), slide.code(reading), keys.code_hash(features.extract)]

@@ -1,10 +1,22 @@
 """The registry of encoders: what each one is, read from resources/encoders.yaml. Light: the Snakefile imports it."""
 
-from dataclasses import asdict, dataclass, field, fields
+import json
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+PROSE = ("name", "hub", "revision", "sha256", "licence", "gated", "pathology", "citation")
+CHOICES = {
+    "precision": ("float32", "float16", "bfloat16"),
+    "fit": ("resize", "crop"),
+    "interpolation": ("bilinear", "bicubic"),
+    "pooling": ("model", "cls", "cls_patch_mean"),
+}
+SETTINGS = "config.json"  # of a timm model, as the hub names it
+TIMM = "timm:"  # what a config puts before the name of any timm model
 
 
 class RegistryError(ValueError):
@@ -35,26 +47,83 @@ class Encoder:
     input_px: int = 0
     key_map: str = ""
     hub: str = ""
+    revision: str = ""
+    sha256: str = ""
+    fit: str = "resize"
+    interpolation: str = "bilinear"
 
     def defining(self) -> dict[str, Any]:
         """Return the fields that define the numbers, for content keys and for what Snakefile tracks."""
-        prose = ("name", "hub", "licence", "gated", "pathology", "citation")
-        return {key: value for key, value in asdict(self).items() if key not in prose}
+        late = {item.name: item.default for item in fields(self) if item.name in ("fit", "interpolation")}
+        values = {key: value for key, value in asdict(self).items() if key not in PROSE}
+        # Fields that came later do not count at their default: features made before them still stand.
+        return {key: value for key, value in values.items() if late.get(key, MISSING) != value}
 
     @property
     def tile(self) -> str:
         """Name of the tile view this encoder wants: encoders that want the same share their tiles."""
         return f"{self.tile_px}px_{self.mpp:g}um"
 
+    @property
+    def side(self) -> int:
+        """Side in pixels of what the network sees."""
+        return self.input_px or self.tile_px
 
-def load(path: str | Path) -> dict[str, Encoder]:
-    """Return all entries by id.
+
+def load(path: str | Path, names: Iterable[str] = (), weights: str | Path = "") -> dict[str, Encoder]:
+    """Return all entries by id, and an entry for each of `names` that names a timm model.
+
+    Args:
+        path: the YAML file of the registry.
+        names: encoders that are asked for, as in the config.
+        weights: folder of the weights, where the settings of timm models lie.
 
     Raises:
-        RegistryError: for an entry with an unknown or a missing field.
+        RegistryError: for an entry with an unknown, a missing or a wrong field, or a timm model that was not fetched.
     """
     entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    return {name: _entry(name, entry, str(path)) for name, entry in entries.items()}
+    found = {name: _entry(name, entry, str(path)) for name, entry in entries.items()}
+    for name in names:
+        if name.startswith(TIMM):
+            found[name] = timm_entry(name, weights)
+    return found
+
+
+def timm_entry(name: str, weights: str | Path) -> Encoder:
+    """Return the entry of `timm:NAME`, read from the settings that the hub keeps beside the weights.
+
+    The tile is as large as the network's input, at 0.5 µm per pixel; the whole of it is seen.
+
+    Raises:
+        RegistryError: the settings are not in the folder of weights, or are not those of a timm model.
+    """
+    model = name.removeprefix(TIMM)
+    path = Path(weights, "timm", model, SETTINGS)
+    if not path.exists():
+        raise RegistryError(
+            f"encoder {name}: its settings are not at {path}: "
+            f"fetch it with: python scripts/fetch_weights.py --encoders {name} --weights {weights}"
+        )
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        values = settings["pretrained_cfg"]
+        interpolation = values["interpolation"]
+        found = {
+            "name": f"{model} (timm, not a pathology model)",
+            "model": settings["architecture"],
+            "arguments": settings.get("model_args", {}),
+            "tile_px": values["input_size"][-1],
+            "mean": values["mean"],
+            "std": values["std"],
+            "interpolation": interpolation if interpolation in CHOICES["interpolation"] else "bicubic",
+            "licence": values.get("license", "see its page"),
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise RegistryError(f"encoder {name}: {path} holds no settings of a timm model ({error})") from error
+    found |= {"loader": "timm", "key_map": "without_head", "weights": f"timm/{model}/model.safetensors"}
+    found |= {"hub": f"timm/{model}", "mpp": 0.5, "pooling": "model", "dim": 0, "precision": "float32"}
+    found |= {"gated": False, "pathology": False, "citation": f"Wightman, timm; huggingface.co/timm/{model}"}
+    return _entry(name, found, str(path))
 
 
 def _entry(name: str, entry: dict[str, Any], path: str) -> Encoder:
@@ -63,6 +132,12 @@ def _entry(name: str, entry: dict[str, Any], path: str) -> Encoder:
     if unknown:
         raise RegistryError(f"{path}: {name}: unknown field {unknown[0]!r}: use one of {sorted(known)}")
     try:
-        return Encoder(id=name, **entry)
+        encoder = Encoder(id=name, **entry)
     except TypeError as error:
         raise RegistryError(f"{path}: {name}: {error}") from error
+    for key, allowed in CHOICES.items():
+        if getattr(encoder, key) not in allowed:
+            raise RegistryError(f"{path}: {name}.{key}: {getattr(encoder, key)!r} is not one of {list(allowed)}")
+    if encoder.fit == "crop" and encoder.side > encoder.tile_px:
+        raise RegistryError(f"{path}: {name}.fit: {encoder.side} px cannot be cut out of {encoder.tile_px} px")
+    return encoder

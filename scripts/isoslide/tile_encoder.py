@@ -1,14 +1,14 @@
 """A loaded encoder: pixels of tiles, as they were read, to feature vectors, on the CPU or a GPU."""
 
-import hashlib
 import logging
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from isoslide import encoders, keys
-from isoslide.registry import Encoder
+from isoslide import encoders, keys, networks, weights
+from isoslide.registry import TIMM, Encoder
+from isoslide.weights import EncoderError
 
 
 class TileEncoder:
@@ -20,14 +20,13 @@ class TileEncoder:
     """
 
     def __init__(self, entry: Encoder, weights_folder: str | Path, device: str = "cpu"):
-        path = encoders.weights_path(entry, weights_folder)
-        with open(path, "rb") as file:
-            self.weights_hash = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        path = weights.weights_path(entry, weights_folder)
+        self.weights_hash = weights.checked_hash(entry, path)[:16]
         self.entry = entry
         self.device = torch.device(device)
         self.dtype = torch.float32 if self.device.type == "cpu" else getattr(torch, entry.precision)
-        network = encoders.LOADERS[entry.loader](entry, path).eval().requires_grad_(False)
-        if self.device.type == "cpu":
+        network = networks.load(entry, path).eval().requires_grad_(False)
+        if self.device.type == "cpu" and not entry.id.startswith(TIMM):  # other networks may run in another order
             encoders.fold_batch_norms(network)  # 4.5 instead of 10 ms a tile for EfficientNet-Lite0
         self.network = network.to(self.device, memory_format=torch.channels_last)
         self._mean = torch.tensor(entry.mean, device=self.device).view(1, 3, 1, 1) * 255
@@ -36,22 +35,22 @@ class TileEncoder:
 
     @torch.inference_mode()
     def __call__(self, tiles: Tensor) -> Tensor:
-        """Return features (n, dim) float32 on the CPU for tiles (n, tile_px, tile_px, 3) uint8 RGB."""
-        pixels = tiles.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()
-        side = self.entry.input_px or self.entry.tile_px
-        if pixels.shape[-1] != side:
-            pixels = nn.functional.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True)
+        """Return features (n, dim) float32 on the CPU for tiles (n, tile_px, tile_px, 3) uint8 RGB.
+
+        Raises:
+            EncoderError: tiles of another size than the encoder wants, or features of another length than it gives.
+        """
+        if tiles.shape[1:3] != (self.entry.tile_px, self.entry.tile_px):
+            raise EncoderError(f"{self.entry.id} wants tiles of {self.entry.tile_px} px, not {tuple(tiles.shape[1:3])}")
+        pixels = encoders.fit(tiles.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float(), self.entry)
         pixels = ((pixels - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             features = encoders.POOLINGS[self.entry.pooling](self.network, pixels)
-        if features.shape[1] != self.entry.dim:
-            raise encoders.EncoderError(
-                f"{self.entry.id}: {features.shape[1]} features, the registry says {self.entry.dim}"
-            )
+        if self.entry.dim not in (0, features.shape[1]):
+            raise EncoderError(f"{self.entry.id}: {features.shape[1]} features, the registry says {self.entry.dim}")
         return features.float().cpu()
 
 
 def code(entry: Encoder) -> str:
     """Return the hash of the code that this entry's features come from; other loaders and poolings do not count."""
-    used = (encoders.LOADERS[entry.loader], encoders.KEY_MAPS[entry.key_map], encoders.POOLINGS[entry.pooling])
-    return keys.code_hash(TileEncoder, encoders.fold_batch_norms, *used)
+    return keys.content_key(around=keys.code_hash(TileEncoder), inside=encoders.code(entry))

@@ -27,7 +27,7 @@ try:
     config = configuration.complete(
         config, os.path.join(workflow.basedir, "workflow/schemas/config.schema.yaml")
     )
-    REGISTRY = registry.load(REGISTRY_FILE)
+    REGISTRY = registry.load(REGISTRY_FILE, config["encoders"], config["weights"])
     configuration.check(config, REGISTRY)
     SHEET = sheet.read(config["sheet"])
     IMPORTED = [name for name in config["encoders"] if name in config["import"]]

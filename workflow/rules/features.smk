@@ -8,6 +8,8 @@ rule extract_features:
         script=scripts("extract_features.py"),
         modules=[
             scripts("isoslide/encoders.py"),
+            scripts("isoslide/networks.py"),
+            scripts("isoslide/key_maps.py"),
             scripts("isoslide/tile_encoder.py"),
             scripts("isoslide/features.py"),
             scripts("isoslide/features_file.py"),
