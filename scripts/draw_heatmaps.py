@@ -62,7 +62,7 @@ def draw(scan: str, tables: dict[str, pd.DataFrame], folder: Path) -> dict:
     if paths.empty:
         return status.failed(row, "not_tested", "no model of a fold that tests this scan")
     with h5py.File(row["path"]) as file:
-        values = heatmaps.tile_values(list(paths), file["features"][()])
+        values = heatmaps.tile_values(list(paths), file["features"][()], row["scanner"])
     try:
         with open_checked(of["checks"].loc[scan]) as slide:
             title = f"{scan} (scanner {row['scanner']}): p = {values.bag:.3f}, mean of {len(paths)} models"

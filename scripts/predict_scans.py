@@ -13,6 +13,7 @@ import argparse
 import logging
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from isoslide import atomic, cli
@@ -56,16 +57,14 @@ def main(argv: list[str] | None = None) -> None:
 
 def predict(table: pd.DataFrame, tested: pd.DataFrame, features) -> pd.DataFrame:
     """Return one row per model and test scan of its fold."""
-    from isoslide import aggregators, models, tasks
+    from isoslide import models, tasks
 
     matrix = features.tensor()
     parts = []
     for fold, own in table.groupby("fold", sort=False):
         rows = tested[tested["fold"] == fold]
-        scans = [features.index[scan] for scan in rows["scan"]]
-        loaded = [models.load(path) for path in own["path"]]
-        state, shape = models.stack([state for state, _ in loaded]), loaded[0][1]
-        logits = aggregators.predict_scans(state, shape, matrix, features, scans)
+        scans = np.array([features.index[scan] for scan in rows["scan"]], dtype=np.int64)
+        logits = score(list(own["path"]), features, matrix, scans, rows["scanner"].to_numpy())
         for i, model in enumerate(own.itertuples()):
             part = rows.assign(seed=model.seed, n_tiles=[features.size(scan) for scan in scans])
             card = models.card(Path(model.path))
@@ -75,6 +74,25 @@ def predict(table: pd.DataFrame, tested: pd.DataFrame, features) -> pd.DataFrame
         return pd.DataFrame(columns=[*COLUMNS, "status"])
     table = pd.concat(parts)
     return table[[*COLUMNS, *(name for name in table if name.startswith("p_")), "status"]]
+
+
+def score(paths: list[str], features, matrix, scans: np.ndarray, scanners: np.ndarray):
+    """Return the logits (models, scans, C) of scans; models that harmonise features do it by scanner."""
+    import torch
+
+    from isoslide import aggregators, models
+
+    known = models.harmonised(paths)
+    for name in sorted(set(scanners) - known) if known else ():
+        logging.warning("scanner %s did not train, so its features are not harmonised", name)
+    groups = [(name, np.flatnonzero(scanners == name)) for name in np.unique(scanners)] if known else []
+    parts = []
+    for name, own in groups or [(None, np.arange(len(scans)))]:
+        loaded = [models.load(path, name) for path in paths]
+        state, shape = models.stack([state for state, _ in loaded]), loaded[0][1]
+        parts.append((own, aggregators.predict_scans(state, shape, matrix, features, scans[own])))
+    order = np.argsort(np.concatenate([own for own, _ in parts]), kind="stable")
+    return torch.cat([logits for _, logits in parts], 1)[:, torch.from_numpy(order)]
 
 
 if __name__ == "__main__":

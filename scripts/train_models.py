@@ -75,6 +75,8 @@ def train(args: argparse.Namespace, rows: pd.DataFrame, features) -> list[dict]:
     fold_specimens = [fold.specimens for fold in folds]
     lacks = partial(tasks.of(task).lacks, outputs=outputs)
     sampling.check(fold_specimens, arm["sampler"], args.arm, arm.get("scanner"), lacks)
+    if arm.get("combat") or arm.get("adversarial_weight"):
+        sampling.check_scanners([fold.scanners for fold in folds], args.arm)
     sizes = {
         "n_specimens": sampling.batch_size(fold_specimens, arm["sampler"], settings["specimens"]),
         "n_tiles": min(settings["tiles"], max(features.size(i) for i in range(len(features.scans)))),
@@ -116,7 +118,9 @@ def log_lost(rows: pd.DataFrame, features) -> None:
 def fold_keys(args: argparse.Namespace, rows: pd.DataFrame, features, sizes: dict[str, int]) -> dict[int, str]:
     """Return per fold the content key of what its models are made from, but the seed."""
     from isoslide import (
+        adversary,
         aggregators,
+        combat,
         keys,
         losses,
         optimising,
@@ -130,6 +134,8 @@ def fold_keys(args: argparse.Namespace, rows: pd.DataFrame, features, sizes: dic
     )
 
     used = [*aggregators.modules(args.settings["training"]["aggregator"]), losses, optimising, sampling, selection]
+    arm = args.settings["arm"]
+    used += [adversary] * bool(arm.get("adversarial_weight")) + [combat] * bool(arm.get("combat"))
     code = keys.code_hash(*used, steps, task_losses, task_metrics, tasks, training)
     own = {scan: features.keys[i] for scan, i in features.index.items()}
     settings = {name: block for name, block in args.settings.items() if name != "training"}
@@ -172,6 +178,7 @@ def card(args: argparse.Namespace, model, shape, features, key: str) -> dict:
         "encoder": features.encoder,
         "shape": shape.as_dict(),
         "fitted": model.fold.fitted,
+        "combat": list(model.fold.scanners) if model.fold.harmony else [],
         "curve": model.curve,
         "key": key,
     }

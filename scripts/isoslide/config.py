@@ -87,12 +87,21 @@ def check(config: Mapping[str, Any], registry: Mapping[str, Encoder]) -> None:
     _check_training(config)
     _check_splits(config)
     for name, arm in config["arms"].items():
-        if (arm["sampler"] == "single") != ("scanner" in arm):
-            raise ConfigError(f"config arms.{name}: 'scanner' goes with sampler 'single', and only with it")
-        if arm["sampler"] != "paired" and (arm["embedding_weight"] or arm["score_weight"]):
-            raise ConfigError(f"config arms.{name}: a robustness loss needs pairs of scans: set sampler to 'paired'")
+        _check_arm(name, arm)
     for name, task in config["tasks"].items():
         _check_task(name, task, config["arms"])
+
+
+def _check_arm(name: str, arm: Mapping[str, Any]) -> None:
+    if (arm["sampler"] == "single") != ("scanner" in arm):
+        raise ConfigError(f"config arms.{name}: 'scanner' goes with sampler 'single', and only with it")
+    if arm["sampler"] != "paired" and (arm["embedding_weight"] or arm["score_weight"]):
+        raise ConfigError(f"config arms.{name}: a robustness loss needs pairs of scans: set sampler to 'paired'")
+    if arm["sampler"] == "single" and (arm["combat"] or arm["adversarial_weight"]):
+        raise ConfigError(
+            f"config arms.{name}: 'combat' and 'adversarial_weight' need several scanners: set sampler to 'mixed' "
+            "or 'paired'"
+        )
 
 
 def _check_splits(config: Mapping[str, Any]) -> None:

@@ -35,9 +35,9 @@ class TileValues:
     bag: float
 
 
-def tile_values(paths: Sequence[str], features: np.ndarray) -> TileValues:
-    """Return the values of the tiles of a scan, from its features (n, dim) and the models' files."""
-    loaded = [models.load(path) for path in paths]
+def tile_values(paths: Sequence[str], features: np.ndarray, scanner: str | None = None) -> TileValues:
+    """Return the values of the tiles of a scan, from its features (n, dim), the models' files and its scanner."""
+    loaded = [models.load(path, scanner) for path in paths]
     state, shape = models.stack([state for state, _ in loaded]), loaded[0][1]
     x = torch.from_numpy(features).float()
     with torch.inference_mode():

@@ -2,14 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from isoslide import atomic, layers
+from isoslide import atomic, combat, layers
 
 COLUMNS = (
     "fold",
@@ -43,11 +43,30 @@ def card(path: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
-def load(path: str | Path) -> tuple[layers.State, layers.Shape]:
-    """Return a stack of one model and its sizes."""
-    state = load_file(path)
-    shape = layers.Shape(**card(Path(path))["shape"])
-    return {name: tensor.unsqueeze(0) for name, tensor in state.items()}, shape
+def load(path: str | Path, scanner: str | None = None) -> tuple[layers.State, layers.Shape]:
+    """Return a stack of one model and its sizes.
+
+    Args:
+        path: the model's file.
+        scanner: of the scans that it shall score. A model of an arm with `combat` then takes their features as they
+            are; those of a scanner it was not trained on stay unharmonised.
+
+    Raises:
+        ValueError: if a model of such an arm is loaded for no scanner.
+    """
+    state, own = load_file(path), card(Path(path))
+    shape = layers.Shape(**own["shape"])
+    stacked = {name: tensor.unsqueeze(0) for name, tensor in state.items()}
+    harmonised = own.get("combat", [])
+    if harmonised and scanner is None:
+        raise ValueError(f"{path}: features were harmonised by scanner in training: name the scanner of the scans")
+    code = harmonised.index(scanner) if scanner in harmonised else combat.UNSEEN
+    return combat.for_scanner(stacked, code), shape
+
+
+def harmonised(paths: Iterable[str | Path]) -> set[str]:
+    """Return the scanners for which models harmonise features; none unless their arm has `combat`."""
+    return {name for path in paths for name in card(Path(path)).get("combat", [])}
 
 
 def stack(states: list[layers.State]) -> layers.State:

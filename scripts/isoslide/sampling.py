@@ -47,6 +47,12 @@ class Batch:
     pairs: np.ndarray  # (M, G) bool: the specimen has two different scans in this batch
 
 
+def scanners(rows: pd.DataFrame, bags: Bags, scanner: str | None = None) -> tuple[str, ...]:
+    """Return the scanners that train, in the order of their codes; see `specimens`."""
+    found = set(rows.loc[rows["scan"].isin(bags.index), "scanner"])
+    return tuple(sorted(found if scanner is None else found & {scanner}))
+
+
 def specimens(rows: pd.DataFrame, bags: Bags, scanner: str | None = None) -> list[Specimen]:
     """Return the specimens that train, sorted by name.
 
@@ -59,11 +65,11 @@ def specimens(rows: pd.DataFrame, bags: Bags, scanner: str | None = None) -> lis
     if scanner is not None:
         rows = rows[rows["scanner"] == scanner]
     patients = {name: i for i, name in enumerate(sorted(set(rows["patient"])))}
-    scanners = {name: i for i, name in enumerate(sorted(set(rows["scanner"])))}
+    code = {name: i for i, name in enumerate(scanners(rows, bags))}
     found = []
     for _, own in rows.sort_values("scan").groupby("specimen", sort=True):
         scans = [bags.index[scan] for scan in own["scan"]]
-        codes = [scanners[name] for name in own["scanner"]]
+        codes = [code[name] for name in own["scanner"]]
         pairs = tuple(
             (i, j)
             for i in range(len(scans))
@@ -121,6 +127,24 @@ def check(
             else f"no training specimen has registered scans on two of the {n_scanners} scanners"
         )
         raise SamplingError(f"arm {arm!r}, fold {i}: {why}, so there are no pairs: use an arm with sampler 'mixed'")
+
+
+def check_scanners(folds: Sequence[Sequence[str]], arm: str) -> None:
+    """Refuse an arm that sets scanners against each other where a fold trains on one only.
+
+    Args:
+        folds: training scanners of each fold.
+        arm: its name, for messages.
+
+    Raises:
+        SamplingError: naming the fold.
+    """
+    for i, names in enumerate(folds):
+        if len(names) < 2:
+            raise SamplingError(
+                f"arm {arm!r}, fold {i}: all training scans come from one scanner, so there is nothing to harmonise or "
+                "to hide: remove 'combat' and 'adversarial_weight', or the arm"
+            )
 
 
 def paired(

@@ -18,6 +18,7 @@ CURVES = {
     "task": "task loss",
     "embedding": "embedding loss (unweighted)",
     "score": "score loss (unweighted)",
+    "scanner": "loss of the network that tells the scanner",
     "tune_metric": "tuning set: accuracy",
     "tune_inconsistency": "tuning set: inconsistency",
 }

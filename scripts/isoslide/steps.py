@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isoslide import aggregators, clam, layers, losses, sampling, tasks
+from isoslide import adversary, aggregators, clam, combat, layers, losses, sampling, tasks
 from isoslide.layers import Shape, State, full
 from isoslide.stored_features import Stored
 
-PARTS = ("total", "task", "embedding", "score", "instance", "guess")
+PARTS = ("total", "task", "embedding", "score", "instance", "scanner", "guess")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RESIDENT_SHARE = 0.6  # of a GPU's free memory that features may take
 
@@ -76,6 +76,7 @@ def losses_of(
     """
     ordered = shape.aggregator in aggregators.ORDERED
     x = tiles.draw(torch.from_numpy(aggregators.in_order(batch.rows, batch.valid) if ordered else batch.rows))
+    x = combat.apply(state, x, batch.scanners)
     paired, n_bags = arm["sampler"] == "paired", batch.rows.shape[1]
     shared = paired and settings["head_dropout"] == "paired"
     keep = layers.dropout_factors([one.dropout for one in streams], shape.dropout, n_bags, shape.width, shared)
@@ -86,7 +87,7 @@ def losses_of(
     total = own = task.loss(out.logits, known, fitted)
     guess = tasks.guess_loss(task, out.logits, known, fitted)
     warm = min(1.0, step / arm["warmup_steps"]) if arm["warmup_steps"] else 1.0
-    embedding = score = instance = torch.full_like(total, math.nan)
+    embedding = score = instance = scanner = torch.full_like(total, math.nan)
     if shape.aggregator == "clam_sb":
         instance = clam.instance_loss(state, out, known.labels.long(), valid, settings["instance_tiles"])
         total = total + settings["instance_weight"] * instance
@@ -98,7 +99,11 @@ def losses_of(
         pairs = torch.from_numpy(batch.pairs[:, :b]).to(tiles.device)
         score = losses.score_loss(out.logits[:, :b], out.logits[:, b:], pairs, arm["score_loss"])
         total = total + warm * arm["score_weight"] * score
-    return [total, own, embedding, score, instance, guess]
+    if arm.get("adversarial_weight"):
+        codes = torch.from_numpy(batch.scanners).to(tiles.device)
+        scanner = adversary.loss(state, out, codes, warm * arm["adversarial_weight"])
+        total = total + scanner
+    return [total, own, embedding, score, instance, scanner, guess]
 
 
 def _embedding_loss(

@@ -9,14 +9,17 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from isoslide import aggregators, layers, optimising, resuming, sampling, selection, steps, tasks
+from isoslide import adversary, aggregators, combat, layers, optimising, resuming, sampling, selection, steps, tasks
 from isoslide.bags import Bags
 from isoslide.resuming import Run
 from isoslide.stored_features import Stored
@@ -26,13 +29,22 @@ CURVE = ("step", *steps.PARTS, "lr", "tune_metric", "tune_inconsistency")
 
 @dataclass(frozen=True)
 class Fold:
-    """What a fold trains and tunes on, and what its task's loss takes from the former."""
+    """What a fold trains and tunes on, and what its task's loss takes from the former.
+
+    Attributes:
+        scanners: of the training scans, by code.
+        tuning_scanners: code of each tuning scan, `combat.UNSEEN` where its scanner does not train.
+        harmony: of an arm with `combat`, what brings the features of the scanners together, see `combat.fit`.
+    """
 
     number: int
     specimens: list[sampling.Specimen]
     tuning: selection.Tuning
     task: tasks.Task
     fitted: tasks.Fitted
+    scanners: tuple[str, ...] = ()
+    tuning_scanners: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    harmony: layers.State = field(default_factory=dict)
 
 
 @dataclass
@@ -108,12 +120,46 @@ def folds(rows: pd.DataFrame, bags: Bags, arm: Mapping[str, Any], task: Mapping[
     """
     kind = tasks.of(task)
     found = []
+    moments = _Moments(bags)
     for number, own in sorted(rows.groupby("fold"), key=lambda item: int(item[0])):
-        specimens = sampling.specimens(own[own["role"] == "train"], bags, arm.get("scanner"))
+        trains, tunes = own[own["role"] == "train"], own[own["role"] == "tune"]
+        specimens = sampling.specimens(trains, bags, arm.get("scanner"))
         fitted = {} if kind.lacks(specimens, outputs) else kind.fit(specimens, outputs)
-        tuning = selection.tuning(own[own["role"] == "tune"], bags.index, task["type"], fitted)
-        found.append(Fold(int(number), specimens, tuning, kind, fitted))
+        tuning = selection.tuning(tunes, bags.index, task["type"], fitted)
+        scanners = sampling.scanners(trains, bags, arm.get("scanner"))
+        codes = {name: code for code, name in enumerate(scanners)}
+        tuned_on = tunes.loc[tunes["scan"].isin(bags.index), "scanner"]
+        tuning_scanners = tuned_on.map(codes).fillna(combat.UNSEEN)
+        harmony = moments.harmony(trains, scanners) if arm.get("combat") else {}
+        found.append(
+            Fold(int(number), specimens, tuning, kind, fitted, scanners, tuning_scanners.to_numpy(np.int64), harmony)
+        )
     return found
+
+
+class _Moments:
+    """Moments of the features of scans, each read once for all folds."""
+
+    def __init__(self, bags: Bags) -> None:
+        self._bags, self._features = bags, bags.tensor()
+        self._of: dict[int, combat.Moments] = {}
+
+    def harmony(self, rows: pd.DataFrame, scanners: Sequence[str]) -> layers.State:
+        """Return `combat.mean` and `combat.var` (scanners, dim), fitted on the scans of rows."""
+        rows = rows[rows["scan"].isin(self._bags.index)]
+        of_scanners = [
+            reduce(add, (self._scan(self._bags.index[scan]) for scan in rows.loc[rows["scanner"] == name, "scan"]))
+            for name in scanners
+        ]
+        return {
+            name: torch.from_numpy(value).float()
+            for name, value in zip(combat.NAMES, combat.fit(of_scanners), strict=True)
+        }
+
+    def _scan(self, scan: int) -> combat.Moments:
+        if scan not in self._of:
+            self._of[scan] = combat.moments(self._features, self._bags, scan)
+        return self._of[scan]
 
 
 def train(
@@ -144,7 +190,7 @@ def train(
         file: where the state of the run is kept for a job that is killed to go on; nowhere if None.
     """
     tiles = steps.Tiles(bags.tensor(), torch.device(device), steps.PRECISIONS[settings["precision"]])
-    run = _start(models, shape, settings, tiles.device)
+    run = _start(models, shape, arm, settings, tiles.device)
     batches = _batches(models, bags, arm["sampler"], n_specimens, n_tiles)
     fitted = {name: value.to(device) for name, value in tasks.stack([model.fold.fitted for model in models]).items()}
     parameters = run.optimiser.param_groups[0]["params"]
@@ -187,8 +233,19 @@ class _Clock:
         return (step - self.step) / (time.perf_counter() - self._since)
 
 
-def _start(models: Sequence[Model], shape: layers.Shape, settings: Mapping[str, Any], device: torch.device) -> Run:
-    state = aggregators.init(shape, [model.start for model in models])
+def _start(
+    models: Sequence[Model],
+    shape: layers.Shape,
+    arm: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    device: torch.device,
+) -> Run:
+    starts = [model.start for model in models]
+    state = aggregators.init(shape, starts)
+    if arm.get("adversarial_weight"):
+        state |= adversary.init(shape, max(len(model.fold.scanners) for model in models), starts)
+    for name in combat.NAMES if arm.get("combat") else ():
+        state[name] = pad_sequence([model.fold.harmony[name] for model in models], batch_first=True)
     state = {name: value.to(device) for name, value in state.items()}
     parameters = [state[name].requires_grad_() for name in layers.trainable(state)]
     return Run(models, state, *optimising.build(parameters, settings), torch.ones(len(models), dtype=torch.bool))
@@ -230,13 +287,14 @@ def _checkpoint(
         fold = models[start].fold
         stop = start + sum(model.fold is fold for model in models[start:])
         part = {name: tensor[start:stop] for name, tensor in run.state.items()}
-        logits = aggregators.predict_scans(part, shape, features, bags, fold.tuning.scans).cpu()
+        logits = combat.predict_scans(part, shape, features, bags, fold.tuning.scans, fold.tuning_scanners).cpu()
         scores = fold.task.scores(logits).numpy()
         for i in range(start, stop):
             if run.alive[i]:
                 row = {"step": step, "lr": lr} | dict(zip(steps.PARTS, means[:, i].tolist(), strict=True))
                 value = selection.score(fold.tuning, scores[i - start].astype(np.float64))
-                models[i].consider(step, layers.single(run.state, i), value, row, settings["selection"])
+                own = adversary.without(layers.single(run.state, i))
+                models[i].consider(step, own, value, row, settings["selection"])
                 if settings["patience"] and models[i].waited >= settings["patience"]:
                     run.alive[i] = False
                     logging.info("fold %d seed %d stops after step %d", fold.number, models[i].seed, step)

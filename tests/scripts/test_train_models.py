@@ -51,6 +51,7 @@ def test_models_cards_and_curves(cohort):
             "embedding",
             "score",
             "instance",
+            "scanner",
             "guess",
             "lr",
             "tune_metric",

@@ -8,6 +8,7 @@ rule draw_heatmaps:
         modules=[
             scripts("isoslide/abmil.py"),
             scripts("isoslide/aggregators.py"),
+            scripts("isoslide/combat.py"),
             scripts("isoslide/heatmaps.py"),
             scripts("isoslide/layers.py"),
             scripts("isoslide/transmil.py"),

@@ -7,9 +7,11 @@ rule train_models:
         script=scripts("train_models.py"),
         modules=[
             scripts("isoslide/abmil.py"),
+            scripts("isoslide/adversary.py"),
             scripts("isoslide/aggregators.py"),
             scripts("isoslide/bags.py"),
             scripts("isoslide/clam.py"),
+            scripts("isoslide/combat.py"),
             scripts("isoslide/layers.py"),
             scripts("isoslide/losses.py"),
             scripts("isoslide/metrics.py"),

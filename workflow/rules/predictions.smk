@@ -9,6 +9,7 @@ rule predict_scans:
             scripts("isoslide/abmil.py"),
             scripts("isoslide/aggregators.py"),
             scripts("isoslide/bags.py"),
+            scripts("isoslide/combat.py"),
             scripts("isoslide/layers.py"),
             scripts("isoslide/models.py"),
             scripts("isoslide/task_losses.py"),
