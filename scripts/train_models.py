@@ -52,9 +52,10 @@ def main(argv: list[str] | None = None) -> None:
         cli.fail(str(error))
     import torch
 
-    from isoslide import bags, sampling
+    from isoslide import bags, sampling, steps
 
     torch.set_num_threads(args.threads)
+    steps.keep_freed_memory()
     rows = pd.read_csv(args.splits, sep="\t", dtype=str, keep_default_na=False)
     try:
         used = rows.loc[rows["role"].isin(("train", "tune")), "scan"]

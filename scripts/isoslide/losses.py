@@ -131,7 +131,12 @@ def info_nce(h1: Tensor, h2: Tensor, draws: Draws, temperature: float = 0.1) -> 
     Returns:
         (M,) loss; 0 for a model without anchors.
     """
-    own, size, positive = _anchors(torch.stack((h1, h2), 1), draws.positions)
+    return info_nce_of_tiles(torch.stack((h1, h2), 1).permute(0, 4, 1, 2, 3), draws, temperature)
+
+
+def info_nce_of_tiles(embeddings: Tensor, draws: Draws, temperature: float = 0.1) -> Tensor:
+    """Return `info_nce` of embeddings (M, E, 2, B, T) as a tile network leaves them, of both scans in one."""
+    own, size, positive = _anchors(embeddings, draws.positions)
     # Lengths divide the few products that are used, not the vectors: fewer passes over the embeddings.
     lengths = size.unsqueeze(-1) * size.gather(2, draws.negatives.flatten(2)).view_as(draws.negatives)
     negative = _products(own, draws.negatives) / lengths
@@ -243,22 +248,27 @@ def _subsets(uniform: np.ndarray, available: np.ndarray, sizes: np.ndarray) -> n
 def _anchors(h: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the rows at the chosen tile positions, their lengths, and their cosines with the other scan.
 
+    Rows are copied once they are chosen, and are float32 where the embeddings are bfloat16.
+
     Args:
-        h: (M, D, B, T, E) embeddings of both scans.
+        h: (M, E, D, B, T) embeddings of both scans.
         positions: (M, D, P).
 
     Returns:
         (M, D, B * P, E), (M, D, B * P) and (M, D, B * P).
     """
-    m, d, b, t, e = h.shape
+    m, e, d, b, t = h.shape
     p = positions.shape[-1]
+    dtype = torch.float32 if h.dtype == torch.bfloat16 else h.dtype
     if p == t:  # all take part, in order, and both directions have the same positives
-        own = h.reshape(m, d, b * t, e)
+        own = torch.stack(h.permute(2, 0, 3, 4, 1).unbind(), 1).reshape(m, d, b * t, e).to(dtype)
         size = _lengths(own)
         cosine = (own[:, 0] * own[:, 1]).sum(-1) / (size[:, 0] * size[:, 1])
         return own, size, cosine.unsqueeze(1).expand(m, d, b * t)
-    index = positions[:, :, None, :, None].expand(m, d, b, p, e)
-    own, other = (side.gather(3, index).reshape(m, d, b * p, e) for side in (h, h.flip(1)))
+    index = positions.permute(1, 0, 2).reshape(d, m, 1, 1, 1, p).expand(d, m, e, d, b, p)
+    sides = [h.gather(4, one).permute(0, 2, 3, 4, 1).reshape(m, d, b * p, e) for one in index]
+    own = torch.stack([side[:, i] for i, side in enumerate(sides)], 1).to(dtype)
+    other = torch.stack([side[:, 1 - i] for i, side in enumerate(sides)], 1).to(dtype)
     size = _lengths(own)
     return own, size, (own * other).sum(-1) / (size * _lengths(other))
 

@@ -1,5 +1,6 @@
 """One training step: the tiles it draws, and its losses part by part."""
 
+import ctypes
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from isoslide.stored_features import Stored
 
 PARTS = ("total", "task", "embedding", "score", "instance", "scanner", "guess")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 RESIDENT_SHARE = 0.6  # of a GPU's free memory that features may take
 
 
@@ -36,7 +38,7 @@ class Tiles:
     features: Tensor | Stored  # (rows, dim)
     device: torch.device
     dtype: torch.dtype
-    _buffer: Tensor = field(init=False)
+    _buffers: dict[torch.dtype, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
@@ -45,8 +47,9 @@ class Tiles:
             free, _ = torch.cuda.mem_get_info(self.device)
             if self.features.nbytes < RESIDENT_SHARE * free:
                 self.features = self.features.to(self.device)
-        # One buffer for all steps: a fresh one of this size costs as much as filling it.
-        self._buffer = torch.empty(0, dtype=self.features.dtype, device=self.features.device)
+        # Buffers for all steps: fresh ones of this size cost as much as filling them.
+        device = self.features.device
+        self._buffers = {dtype: torch.empty(0, dtype=dtype, device=device) for dtype in (self.features.dtype, *PRECISIONS.values())}
 
     def draw(self, rows: Tensor) -> Tensor:
         """Return the features (*rows.shape, dim) of rows; valid until the next call."""
@@ -54,8 +57,29 @@ class Tiles:
         if isinstance(self.features, Stored):
             drawn = self.features[index]
         else:
-            drawn = torch.index_select(self.features, 0, index, out=self._buffer)
+            buffer = self._buffers[self.features.dtype].resize_(len(index), self.features.shape[1])
+            drawn = torch.index_select(self.features, 0, index, out=buffer)
+        if self.device.type == "cpu":  # float16 to bfloat16 by way of float32 is twice as fast as at once
+            for dtype in (torch.float32, self.dtype):
+                drawn = self._converted(drawn, dtype)
         return drawn.to(self.device, self.dtype).view(*rows.shape, -1)
+
+    def _converted(self, drawn: Tensor, dtype: torch.dtype) -> Tensor:
+        return drawn if drawn.dtype == dtype else self._buffers[dtype].resize_(drawn.shape).copy_(drawn)
+        return drawn.to(self.device, self.dtype).view(*rows.shape, -1)
+
+
+
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Let the C library keep large blocks for the next step, or set it back; return whether it was told to.
+
+    By default glibc gives them back to the system, and filling fresh pages takes 5-15 % of a step on a CPU.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library
+        return False
+    blocks, threshold = (0, 2**31 - 1) if keep else (65_536, 131_072)
+    return bool(mallopt(M_MMAP_MAX, blocks)) and bool(mallopt(M_TRIM_THRESHOLD, threshold))
 
 
 def losses_of(
@@ -121,5 +145,4 @@ def _embedding_loss(
     rngs = [one.negatives for one in streams]
     draws = losses.draw_negatives(rngs, allowed, valid, arm["n_negatives"], arm["n_anchors"])
     draws = losses.Draws(*(getattr(draws, name).to(embeddings.device) for name in losses.Draws.__dataclass_fields__))
-    h1, h2 = full(embeddings).view(m, e, 2, b, t).permute(2, 0, 3, 4, 1)
-    return losses.info_nce(h1, h2, draws, arm["temperature"])
+    return losses.info_nce_of_tiles(embeddings.view(m, e, 2, b, t), draws, arm["temperature"])
