@@ -48,8 +48,8 @@ class Tiles:
             if self.features.nbytes < RESIDENT_SHARE * free:
                 self.features = self.features.to(self.device)
         # Buffers for all steps: fresh ones of this size cost as much as filling them.
-        device = self.features.device
-        self._buffers = {dtype: torch.empty(0, dtype=dtype, device=device) for dtype in (self.features.dtype, *PRECISIONS.values())}
+        types, device = (self.features.dtype, *PRECISIONS.values()), self.features.device
+        self._buffers = {dtype: torch.empty(0, dtype=dtype, device=device) for dtype in types}
 
     def draw(self, rows: Tensor) -> Tensor:
         """Return the features (*rows.shape, dim) of rows; valid until the next call."""
@@ -66,8 +66,6 @@ class Tiles:
 
     def _converted(self, drawn: Tensor, dtype: torch.dtype) -> Tensor:
         return drawn if drawn.dtype == dtype else self._buffers[dtype].resize_(drawn.shape).copy_(drawn)
-        return drawn.to(self.device, self.dtype).view(*rows.shape, -1)
-
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
