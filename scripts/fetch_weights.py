@@ -4,7 +4,8 @@
 
 Gated models need a token of an account that was granted access; it is read from the variable HF_TOKEN alone, and never
 written or shown. Each file comes at the revision that the registry pins, is compared with its checksum there, and is
-recorded in a manifest beside it, which jobs check. What is there already is kept; a broken-off download goes on.
+recorded in a manifest beside it, which jobs check. What is there already is kept; a connection that breaks is taken up
+where it was; a file is there whole or not at all.
 """
 
 import argparse
@@ -25,7 +26,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the client is imported
     from isoslide import hub
+
+    for name in ("httpx", "httpx2", "huggingface_hub"):  # every request, and each retry twice
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     known = registry.load(args.registry)
     token = os.environ.get("HF_TOKEN")

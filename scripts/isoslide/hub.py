@@ -40,8 +40,8 @@ def timm_entry(name: str, folder: str | Path, token: str | None) -> Encoder:
 def fetch(entry: Encoder, folder: str | Path, token: str | None) -> dict[str, str]:
     """Fetch the weights of an entry, whole or not at all, and return hub, revision and SHA-256 of the file.
 
-    A file that is there with the recorded checksum is kept; a broken-off download goes on where it was. The token is
-    passed on and kept nowhere.
+    A file that is there with the recorded checksum is kept; a connection that breaks is taken up again. The token
+    is passed on and kept nowhere.
 
     Raises:
         EncoderError: the hub refuses or cannot be reached, or the file is not the one that the registry means.
@@ -109,6 +109,9 @@ def _reason(source: Source, token: str | None, error: Exception) -> str:
         (isinstance(error, errors.RepositoryNotFoundError), f"the hub has no model {hub}: correct the registry"),
         (code, f"the hub answers {code} for {hub}: try again later"),
         (getattr(error, "strerror", None), f"{source.name} cannot be written: {getattr(error, 'strerror', '')}"),
-        (True, "the hub cannot be reached: run this where there is a network; jobs need none once the files are there"),
+        (
+            True,
+            "the download broke off or the hub cannot be reached: run it again, where there is a network",
+        ),
     )
     return next(text for holds, text in cases if holds)
