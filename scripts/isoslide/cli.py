@@ -3,9 +3,10 @@
 import argparse
 import json
 import logging
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NoReturn
@@ -30,12 +31,20 @@ def json_arg(text: str) -> dict[str, Any]:
 
 
 def start_logging(args: argparse.Namespace) -> None:
-    """Send time, level and message to stderr; the first line names the version and every argument."""
+    """Send time, level and message to stderr; the first line names the version, the machine and every argument."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr, force=True
     )
-    logging.info("isoslide %s %s", __version__, json.dumps(vars(args), default=str, sort_keys=True))
+    arguments = json.dumps(vars(args), default=str, sort_keys=True)
+    logging.info("isoslide %s on %s %s", __version__, _place(os.environ), arguments)
     sys.excepthook = _report
+
+
+def _place(environment: Mapping[str, str]) -> str:
+    """Return the machine, and in a SLURM job its id, partition and GPUs: what is asked first when a job went wrong."""
+    facts = {"job": "SLURM_JOB_ID", "partition": "SLURM_JOB_PARTITION", "GPUs": "CUDA_VISIBLE_DEVICES"}
+    known = [f"{name} {environment[variable]}" for name, variable in facts.items() if environment.get(variable)]
+    return ", ".join([os.uname().nodename, *known])
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import re
 import subprocess
 import tempfile
 import time
@@ -17,37 +18,46 @@ class DeviceError(Exception):
 def claim(device: str, environment: MutableMapping[str, str] = os.environ, folder: str | None = None) -> str:
     """Return the torch device to use; for `cuda`, make one free GPU the only visible one.
 
-    Call before torch is imported. Where the scheduler already chose (CUDA_VISIBLE_DEVICES or SLURM_JOB_GPUS is set) its
-    choice stands. The lock is held until the process ends, however it ends.
+    Call before torch is imported. A scheduler's choice of one GPU stands (CUDA_VISIBLE_DEVICES or SLURM_JOB_GPUS); of
+    several that are visible, as in an allocation of a whole node, one is claimed. The lock is held until the process
+    ends, however it ends.
 
     Raises:
         DeviceError: when no GPU is there: a job never falls back to the CPU by itself.
     """
-    if device == "cpu" or "CUDA_VISIBLE_DEVICES" in environment or "SLURM_JOB_GPUS" in environment:
+    visible = environment.get("CUDA_VISIBLE_DEVICES", environment.get("SLURM_JOB_GPUS"))
+    if device == "cpu" or (visible is not None and "," not in visible):
         return device
-    n_gpus = count_gpus(environment)
-    if n_gpus == 0:
+    cards = list_gpus(environment)
+    names = visible.split(",") if visible else list(cards)
+    if not names:
         raise DeviceError("no GPU on this machine (nvidia-smi lists none): set 'device: cpu' in the config, or move")
-    locks = Path(folder or tempfile.gettempdir())
+    folder = folder or tempfile.gettempdir()
+    waited = False
     while True:
-        for index in range(n_gpus):
-            if _lock(locks / f"isoslide-gpu{index}.lock"):
-                environment["CUDA_VISIBLE_DEVICES"] = str(index)
-                logging.info("claimed GPU %d of %d", index, n_gpus)
+        for name in names:
+            if _lock(Path(folder, f"isoslide-{cards.get(name, 'gpu' + name)}.lock")):
+                environment["CUDA_VISIBLE_DEVICES"] = name
+                logging.info("claimed GPU %s of %s", name, ",".join(names))
                 return device
-        logging.info("all %d GPUs are taken, waiting", n_gpus)
+        if not waited:
+            logging.info("all of the GPUs %s are taken, waiting", ",".join(names))
+        waited = True
         time.sleep(5)
 
 
-def count_gpus(environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many GPUs nvidia-smi lists; 0 without it."""
+def list_gpus(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return {number: serial name} of the GPUs that nvidia-smi lists; empty without it.
+
+    Locks go by the serial name: where each job is shown its own GPUs only, all of them start at number 0.
+    """
     try:
         listing = subprocess.run(
             ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=60, env=dict(environment)
         )
     except (FileNotFoundError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
+        return {}
+    return dict(re.findall(r"^GPU (\d+): .*\(UUID: ([\w-]+)\)", listing.stdout, flags=re.MULTILINE))
 
 
 _held: list[int] = []  # file descriptors of the locks; closed, and so released, when the process ends

@@ -27,6 +27,25 @@ def test_the_schedulers_choice_stands(tmp_path, name):
     assert environment == {name: "3"}
 
 
+def test_of_several_visible_gpus_a_free_one_is_claimed(monkeypatch, tmp_path):
+    """In an allocation of a whole node all jobs see all its GPUs; locks go by the card, not by its number."""
+    environment = fake_nvidia_smi(tmp_path, 4)
+    monkeypatch.setenv("PATH", environment["PATH"])
+    claims = [environment | {"CUDA_VISIBLE_DEVICES": "1,3"} for _ in range(2)]
+    for claim in claims:
+        device.claim("cuda", claim, str(tmp_path))
+    assert [claim["CUDA_VISIBLE_DEVICES"] for claim in claims] == ["1", "3"]
+    assert {path.name for path in tmp_path.glob("*.lock")} == {"isoslide-GPU-1.lock", "isoslide-GPU-3.lock"}
+
+
+def test_a_listing_of_cards(monkeypatch, tmp_path):
+    environment = fake_nvidia_smi(tmp_path, 2)
+    monkeypatch.setenv("PATH", environment["PATH"])
+    assert device.list_gpus(environment) == {"0": "GPU-0", "1": "GPU-1"}
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert device.list_gpus({"PATH": "/nowhere"}) == {}
+
+
 def test_no_gpu_fails_at_once(monkeypatch, tmp_path):
     environment = fake_nvidia_smi(tmp_path, 0)
     monkeypatch.setenv("PATH", environment["PATH"])
