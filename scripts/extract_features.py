@@ -5,11 +5,13 @@
         --results results/features/efficientnet_lite0 --output results/status/features/efficientnet_lite0/b0.tsv
 
 The encoder is loaded once. Each scan's features are written when complete, and kept by a rerun as long as their content
-key stands (tiles, encoder, weights and code unchanged), so a killed job loses at most the scan it was on.
+key stands (tiles, encoder, weights and code unchanged), so a killed job loses at most the scans it was on.
 """
 
 import argparse
+import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from pandas import DataFrame
@@ -28,9 +30,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", required=True, help="folder of weights")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the encoder runs")
     parser.add_argument("--threads", type=int, default=1, help="threads for reading, and for the encoder on a CPU")
-    parser.add_argument("--batch-size", type=int, default=4, help="tiles per forward pass")
+    parser.add_argument(
+        "--batch-size", type=int, default=4, help="tiles per forward pass; less where GPU memory is short"
+    )
     parser.add_argument("--reading", type=cli.json_arg, default={}, help="the block 'reading' of the config")
     parser.add_argument("--results", required=True, help="folder of the features files")
+    parser.add_argument("--speed", help="JSON to write: tiles per second, where the seconds went, peak memory")
     parser.add_argument("--output", required=True, help="status table to write")
     return parser.parse_args(argv)
 
@@ -56,37 +61,47 @@ def main(argv: list[str] | None = None) -> None:
 def encode(args: argparse.Namespace, entry: registry.Encoder, checks: DataFrame, table: DataFrame) -> list[dict]:
     import torch
 
-    from isoslide import features, features_file, grid, keys, slide, tile_encoder
+    from isoslide import extraction, features_file, grid, keys, pace, slide, tile_encoder
 
     torch.set_num_threads(args.threads)
     if args.device == "cuda" and not torch.cuda.is_available():
         cli.fail("a GPU was asked for and torch sees none: check the driver, or set 'device: cpu' in the config")
+    facts = device.describe(args.device)
+    logging.info("device: %s", json.dumps(facts))
     try:
         encoder = tile_encoder.TileEncoder(entry, args.weights, args.device)
     except weights.EncoderError as error:
         cli.fail(str(error))
     reading = slide.Reading(**args.reading)
-    code = [tile_encoder.code(entry), slide.code(reading), keys.code_hash(features.extract)]
-    clock = features.Clock()
-    rows = []
-    for row in table.to_dict("records"):
-        if row["status"] != status.OK:
-            rows.append(status.carried(row))
+    code = [tile_encoder.code(entry), slide.code(reading), keys.code_hash(extraction.ScanTiles, extraction.Feeder)]
+    feeder, clock, rows = extraction.Feeder(encoder, args.batch_size), pace.Clock(), []
+
+    def wanted() -> Iterator[extraction.ScanTiles]:
+        for row in table.to_dict("records"):
+            if row["status"] != status.OK:
+                rows.append(status.carried(row))
+                continue
+            path = Path(args.results, f"{row['scan']}.h5")
+            key = keys.content_key(tiles=row["key"], encoder=entry.defining(), weights=encoder.weights_hash, code=code)
+            done = {"scan": row["scan"], "status": status.OK, "n_tiles": row["n_tiles"], "path": path, "key": key}
+            done |= {"specimen": row["specimen"], "scanner": row["scanner"]}
+            if features_file.stored_key(path) == key:
+                rows.append(done)
+                continue
+            tiles = grid.read_tiles_file(row["path"])
+            yield extraction.ScanTiles(done | {"tiles": row["path"]}, checks.loc[row["scan"]], tiles, reading)
+
+    for scan, found in extraction.encode_scans(feeder, wanted(), args.threads, clock):
+        done = {name: value for name, value in scan.row.items() if name != "tiles"}
+        if isinstance(found, SlideError):
+            rows.append(status.failed(done, found.status, found.reason))
             continue
-        path = Path(args.results, f"{row['scan']}.h5")
-        key = keys.content_key(tiles=row["key"], encoder=entry.defining(), weights=encoder.weights_hash, code=code)
-        try:
-            if features_file.stored_key(path) != key:
-                tiles = grid.read_tiles_file(row["path"])
-                check = checks.loc[row["scan"]]
-                values = features.extract(encoder, check, tiles, reading, args.threads, args.batch_size, clock)
-                features.write(path, values, tiles, row["path"], encoder, key)
-        except SlideError as error:
-            rows.append(status.failed(row, error.status, error.reason))
-            continue
-        done = {"scan": row["scan"], "status": status.OK, "n_tiles": row["n_tiles"], "path": path, "key": key}
-        rows.append(done | {"specimen": row["specimen"], "scanner": row["scanner"]})
+        extraction.write(done["path"], found, scan, scan.row["tiles"], feeder, done["key"])
+        rows.append(done)
     logging.info("%s", clock)
+    if args.speed:
+        made = {"encoder": entry.id, "batch": feeder.batch, "threads": args.threads, "precision": encoder.precision}
+        atomic.write_json(args.speed, clock.facts() | facts | made)
     return rows
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import platform
 import re
 import subprocess
 import tempfile
@@ -58,6 +59,17 @@ def list_gpus(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return {}
     return dict(re.findall(r"^GPU (\d+): .*\(UUID: ([\w-]+)\)", listing.stdout, flags=re.MULTILINE))
+
+
+def describe(device: str) -> dict[str, str]:
+    """Return what the job runs on, for log and record: name and UUID of the GPU, or the machine's kind and threads."""
+    import torch
+
+    if device == "cpu":
+        return {"device": "cpu", "name": platform.processor() or platform.machine(), "uuid": ""}
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return {"device": device, "name": properties.name, "uuid": f"GPU-{properties.uuid}", "visible": visible}
 
 
 _held: list[int] = []  # file descriptors of the locks; closed, and so released, when the process ends

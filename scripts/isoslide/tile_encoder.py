@@ -33,13 +33,17 @@ class TileEncoder:
         self._std = torch.tensor(entry.std, device=self.device).view(1, 3, 1, 1) * 255
         logging.info("encoder %s on %s, weights %s", entry.id, self.device, self.weights_hash)
 
-    @torch.inference_mode()
     def __call__(self, tiles: Tensor) -> Tensor:
         """Return features (n, dim) float32 on the CPU for tiles (n, tile_px, tile_px, 3) uint8 RGB.
 
         Raises:
             EncoderError: tiles of another size than the encoder wants, or features of another length than it gives.
         """
+        return self.launch(tiles).cpu()
+
+    @torch.inference_mode()
+    def launch(self, tiles: Tensor) -> Tensor:
+        """Return what `__call__` does, on the device; a GPU may still be working on it."""
         if tiles.shape[1:3] != (self.entry.tile_px, self.entry.tile_px):
             raise EncoderError(f"{self.entry.id} wants tiles of {self.entry.tile_px} px, not {tuple(tiles.shape[1:3])}")
         pixels = encoders.fit(tiles.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float(), self.entry)
@@ -48,7 +52,12 @@ class TileEncoder:
             features = encoders.POOLINGS[self.entry.pooling](self.network, pixels)
         if self.entry.dim not in (0, features.shape[1]):
             raise EncoderError(f"{self.entry.id}: {features.shape[1]} features, the registry says {self.entry.dim}")
-        return features.float().cpu()
+        return features.float()
+
+    @property
+    def precision(self) -> str:
+        """What the network computes in."""
+        return str(self.dtype).removeprefix("torch.")
 
 
 def code(entry: Encoder) -> str:

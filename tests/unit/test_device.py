@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,3 +69,15 @@ def test_two_jobs_take_two_gpus_and_the_end_of_a_job_frees_its_gpu(monkeypatch, 
         job.communicate("\n")
     assert device.claim("cuda", environment, str(tmp_path)) == "cuda"
     assert environment["CUDA_VISIBLE_DEVICES"] in ("0", "1")
+
+
+def test_the_gpu_is_named_with_its_uuid(monkeypatch):
+    """Complaint F4: what the job runs on, not what it asked for."""
+    torch = pytest.importorskip("torch")
+    card = SimpleNamespace(name="some card", uuid="1234-ab")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    expected = {"device": "cuda", "name": "some card", "uuid": "GPU-1234-ab", "visible": "1"}
+    assert device.describe("cuda") == expected
+    assert device.describe("cpu")["uuid"] == ""

@@ -11,7 +11,8 @@ rule extract_features:
             scripts("isoslide/networks.py"),
             scripts("isoslide/key_maps.py"),
             scripts("isoslide/tile_encoder.py"),
-            scripts("isoslide/features.py"),
+            scripts("isoslide/extraction.py"),
+            scripts("isoslide/pace.py"),
             scripts("isoslide/features_file.py"),
             scripts("isoslide/slide.py"),
             scripts("isoslide/slide_files.py"),
@@ -26,7 +27,8 @@ rule extract_features:
         gate=gate_of_encoder,
         registry=ancient(REGISTRY_FILE),
     output:
-        "results/status/features/{encoder}/{batch}.tsv",
+        status="results/status/features/{encoder}/{batch}.tsv",
+        speed="results/benchmarks/extract_features/{encoder}/{batch}.json",
     log:
         "results/logs/extract_features/{encoder}/{batch}.log",
     benchmark:
@@ -59,7 +61,8 @@ rule extract_features:
             --batch-size {params.batch_size} \
             --reading {params.reading:q} \
             --results results/features/{wildcards.encoder:q} \
-            --output {output:q} &>{log:q}
+            --speed {output.speed:q} \
+            --output {output.status:q} &>{log:q}
         """
 
 

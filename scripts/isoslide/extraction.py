@@ -1,0 +1,238 @@
+"""Features of scans: tiles read ahead in threads, across scans, while the encoder works; kept as float16.
+
+Threads share the slide's decoded tiles and hand over images without copies between processes, so /dev/shm is not used.
+"""
+
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from isoslide import features_file, grid
+from isoslide.pace import Clock
+from isoslide.slide import Reading, Slide, SlideError, open_checked
+from isoslide.tile_encoder import TileEncoder
+
+BLOCK = 16  # tiles are read in blocks of 16 x 16, whose inner stored tiles no other block needs
+IN_FLIGHT = 2  # batches that a GPU has before it: it never waits for the host, which never runs far ahead
+
+
+class ScanTiles:
+    """The tiles of a scan that lie inside it, to be read by any thread; the first one opens the slide.
+
+    Attributes:
+        row: what the caller knows of the scan.
+        tiles: all tiles.
+        n_tiles: that lie inside.
+        given_up: set where a tile could not be read: the others need not be.
+    """
+
+    def __init__(self, row: Mapping[str, Any], check: Mapping[str, str], tiles: grid.Tiles, reading: Reading):
+        self.row, self.tiles, self._check, self._reading = row, tiles, check, reading
+        inside, self._tile_px = ~tiles.out_of_bounds, tiles.attrs["tile_px"]
+        self._order = _reading_order(tiles.tile_ids[inside])
+        self.n_tiles = len(self._order)
+        corners, maps = tiles.corners_um[inside][self._order], tiles.maps[inside][self._order]
+        self._affines = grid.tile_affines(corners, self._tile_px * tiles.attrs["mpp"], self._tile_px, maps)
+        self.given_up = False
+        self._slide: Slide | None = None
+        self._lock = threading.Lock()
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return tiles (n, tile_px, tile_px, 3) uint8, counted in the order of reading.
+
+        Raises:
+            SlideError: the slide or a tile cannot be read, or there is no tile.
+        """
+        if not self.n_tiles:
+            raise SlideError("zero_tiles", "no tile lies inside the scan")
+        with self._lock:
+            if self._slide is None:
+                self._slide = open_checked(self._check, self._reading)
+        return self._slide.read_tiles(self._affines[start:stop], self._tile_px)
+
+    def close(self) -> None:
+        """Close the slide, once no thread reads it."""
+        if self._slide is not None:
+            self._slide.close()
+            self._slide = None
+
+    def in_order(self, features: np.ndarray) -> np.ndarray:
+        """Return features (n, dim) in the order of the tiles."""
+        ordered = np.empty_like(features)
+        ordered[self._order] = features
+        return ordered
+
+    @property
+    def tile_ids(self) -> np.ndarray:
+        """Ids (n,) of the tiles inside."""
+        return self.tiles.tile_ids[~self.tiles.out_of_bounds]
+
+
+class Feeder:
+    """Gives an encoder its batches: on a GPU without waiting for the one before, halved where memory is short.
+
+    Attributes:
+        encoder: the loaded encoder.
+        batch: tiles per forward pass.
+    """
+
+    def __init__(self, encoder: TileEncoder, batch: int):
+        self.encoder, self.batch = encoder, batch
+        self._events: deque[torch.cuda.Event] = deque()
+
+    def feed(self, images: Tensor) -> list[Tensor]:
+        """Return features (n, dim) float32 of images, in parts; on a GPU they are there after `wait`."""
+        parts: list[Tensor] = []
+        start = 0
+        while start < len(images):
+            part = images[start : start + self.batch]
+            try:
+                parts.append(self._launch(part))
+            except torch.OutOfMemoryError:
+                if len(part) == 1:
+                    raise
+                self.batch = len(part) // 2
+                torch.cuda.empty_cache()
+                logging.info("device memory is short: %d tiles per batch from here on", self.batch)
+                continue
+            start += len(part)
+        return parts
+
+    def wait(self, in_flight: int = 0) -> None:
+        """Wait until at most so many batches are not done."""
+        while len(self._events) > in_flight:
+            self._events.popleft().synchronize()
+
+    def _launch(self, images: Tensor) -> Tensor:
+        if self.encoder.device.type == "cpu":
+            return self.encoder(images)
+        self.wait(IN_FLIGHT - 1)
+        features = self.encoder.launch(images)
+        host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True).copy_(features, non_blocking=True)
+        self._events.append(torch.cuda.Event())
+        self._events[-1].record()
+        return host
+
+
+def encode_scans(
+    feeder: Feeder, scans: Iterable[ScanTiles], threads: int, clock: Clock
+) -> Iterator[tuple[ScanTiles, np.ndarray | SlideError]]:
+    """Yield every scan with its features (n, dim) float16, or with the error that ends it.
+
+    While the encoder works, threads read on, also in the next scans. A scan comes out when the first tiles of the one
+    after it are on their way, so that a GPU has work while files are written.
+
+    Args:
+        feeder: of the loaded encoder.
+        scans: taken one by one, as reading comes to them.
+        threads: that read.
+        clock: counts tiles and seconds.
+    """
+    waiting: tuple[ScanTiles, list[Tensor] | SlideError] | None = None
+    runs = _read_ahead(scans, threads, feeder)
+    for scan, futures in itertools.groupby(runs, key=lambda run: run[0]):
+        parts: list[Tensor] | SlideError = []
+        for _, future in futures:
+            if isinstance(parts, SlideError):
+                if not future.cancel():
+                    wait([future])  # the slide must not be closed under it
+                continue
+            try:
+                with clock.waiting():
+                    images = future.result()
+            except SlideError as error:
+                parts, scan.given_up = error, True
+                continue
+            with clock.model(len(images)):
+                parts += feeder.feed(images)
+            if waiting:
+                yield _finish(*waiting, feeder, clock)
+                waiting = None
+        if waiting:
+            yield _finish(*waiting, feeder, clock)
+        waiting = (scan, parts)
+    if waiting:
+        yield _finish(*waiting, feeder, clock)
+
+
+def _finish(
+    scan: ScanTiles, parts: list[Tensor] | SlideError, feeder: Feeder, clock: Clock
+) -> tuple[ScanTiles, np.ndarray | SlideError]:
+    scan.close()
+    if isinstance(parts, SlideError):
+        return scan, parts
+    with clock.model(0):
+        feeder.wait()
+    features = scan.in_order(torch.cat(parts).half().numpy())
+    bad = ~np.isfinite(features).all(axis=1)
+    if not bad.any():
+        return scan, features
+    return scan, SlideError(
+        "non_finite",
+        f"{bad.sum()} of {len(bad)} tiles have features that are no finite float16, first tile "
+        f"{scan.tile_ids[bad][0]}: check the weights and the precision of encoder {feeder.encoder.entry.id}",
+    )
+
+
+def write(path: Path, features: np.ndarray, scan: ScanTiles, tiles_path: Path, feeder: Feeder, key: str) -> None:
+    """Write a features file: the tiles inside the scan, in their order; `coords` has its attributes of `tiles_path`."""
+    tiles, encoder = scan.tiles, feeder.encoder
+    with h5py.File(tiles_path, "r") as source:
+        coords_attrs = dict(source["coords"].attrs)
+    attrs = {name: tiles.attrs[name] for name in ("tile_px", "mpp", "mpp_x", "mpp_y", "reference", "paired")}
+    attrs |= {
+        "key": key,
+        "encoder": encoder.entry.id,
+        "weights_sha256": encoder.weights_hash,
+        "precision": encoder.precision,
+        "batch": feeder.batch,
+        "device": encoder.device.type,
+        "torch": str(torch.__version__),
+        "n_out_of_bounds": int(tiles.out_of_bounds.sum()),
+    }
+    features_file.write(path, features, scan.tile_ids, tiles.coords[~tiles.out_of_bounds], attrs, coords_attrs)
+
+
+def _reading_order(tile_ids: np.ndarray) -> np.ndarray:
+    """Return the order (n,) of tiles block by block: what lies together is decoded together."""
+    row, column = np.divmod(tile_ids, grid.ROW)
+    return np.lexsort((column, row, column // BLOCK, row // BLOCK))
+
+
+def _read_ahead(scans: Iterable[ScanTiles], threads: int, feeder: Feeder) -> Iterator[tuple[ScanTiles, Future[Tensor]]]:
+    """Yield runs of tiles in order, some of them still to be read, while the next ones are read in the background."""
+    run = feeder.batch * max(1, BLOCK**2 // feeder.batch)
+    pin = feeder.encoder.device.type == "cuda"  # uploaded from such memory while the GPU works
+
+    def read(scan: ScanTiles, start: int) -> Tensor:
+        images = torch.from_numpy(scan.read(start, start + run))
+        return images.pin_memory() if pin else images
+
+    def submitted(pool: ThreadPoolExecutor) -> Iterator[tuple[ScanTiles, Future[Tensor]]]:
+        for scan in scans:
+            for start in range(0, max(1, scan.n_tiles), run):
+                if scan.given_up:
+                    break
+                yield scan, pool.submit(read, scan, start)
+
+    with ThreadPoolExecutor(threads) as pool:
+        futures = submitted(pool)
+        queue = deque(itertools.islice(futures, threads + 1))
+        try:
+            while queue:
+                run_of_scan = queue.popleft()
+                queue.extend(itertools.islice(futures, 1))
+                yield run_of_scan
+        finally:
+            for _, future in queue:
+                future.cancel()
