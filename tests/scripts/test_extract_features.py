@@ -227,7 +227,7 @@ def test_non_finite_features_are_a_status(batch, tmp_path, monkeypatch):
 
 
 def test_a_gpu_that_is_not_there_is_said_at_once(batch, tmp_path, monkeypatch):
-    monkeypatch.setattr("isoslide.device.count_gpus", lambda environment: 0)
+    monkeypatch.setattr("isoslide.device.list_gpus", lambda environment: {})
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(SystemExit, match="no GPU on this machine"):
         run(batch, tmp_path, "--device=cuda")
