@@ -123,7 +123,8 @@ def make_splits(cohort: pd.DataFrame, folds: int, kind: str) -> pd.DataFrame:
     tables = []
     for fold in range(folds):
         tested = cohort["number"] // 2 % folds == fold
-        role = np.where(tested, "test", np.where(cohort["scanner"] == "D", "unused", "train"))
+        tuned = cohort["number"] // 2 % folds == (fold + 1) % folds
+        role = np.select([tested, cohort["scanner"] == "D", tuned], ["test", "unused", "tune"], "train")
         tables.append(cohort[["scan", "specimen", "patient", "scanner"]].assign(fold=fold, role=role))
         tables[-1]["label"] = cohort["positive"] if kind == "binary" else ""
         tables[-1]["class"] = np.where(
@@ -135,18 +136,20 @@ def make_splits(cohort: pd.DataFrame, folds: int, kind: str) -> pd.DataFrame:
 def make_predictions(
     cohort: pd.DataFrame, folds: int, seeds: int, effect: float, kind: str, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """Return scores = outcome + noise of the patient + scanner effect, other for every model."""
+    """Return scores = outcome + noise of the patient + scanner effect, other for every model; the next fold tunes."""
     shift = cohort["scanner"].map(dict(zip(SCANNERS, (-0.8, 0.1, 0.9, 0.4), strict=True))).to_numpy()
     tables = []
     for seed in range(seeds):
         noise = rng.normal(0, 0.7, cohort["number"].max() + 1)[cohort["number"]]
         logit = 1.5 * (cohort["positive"] - 0.5) + noise + effect * shift + rng.normal(0, 0.3, len(cohort))
         table = cohort[["scan", "specimen", "patient", "scanner"]].assign(seed=seed, n_tiles=100, status="ok")
-        table = table.assign(fold=cohort["number"] // 2 % folds, logit=logit, p=1 / (1 + np.exp(-logit)))
+        table = table.assign(role="test", fold=cohort["number"] // 2 % folds, logit=logit, p=1 / (1 + np.exp(-logit)))
         outcome = {"label": cohort["positive"], "time": "", "event": ""}
         if kind == "survival":
             outcome = {"label": "", "time": cohort["months"], "event": cohort["event"]}
-        tables.append(table.assign(**outcome))
+        table = table.assign(**outcome)
+        tuned = table[cohort["scanner"] != "D"]
+        tables += [table, tuned.assign(role="tune", fold=(tuned["fold"] - 1) % folds)]
     return pd.concat(tables)
 
 

@@ -1,15 +1,17 @@
-"""Score the test scans of every fold with that fold's models, on all tiles.
+"""Score the test and tuning scans of every fold with that fold's models, on all tiles.
 
     python scripts/predict_scans.py --models results/models/response/efficientnet_lite0/robust/models.tsv \
         --splits results/splits/response.tsv --features results/status/features/efficientnet_lite0.tsv \
         --output results/predictions/response/efficientnet_lite0/robust.tsv
 
-One row per model and test scan: the score as `logit` and `p` (in survival higher is worse), of three classes or more
-also `p_0`, `p_1`, …; what they are for each kind of task stands in `isoslide/tasks.py`. `status` is that of the model.
-Test scans without features are counted in the log.
+One row per model and scan: `role` is that of the scan in the model's fold (`test`, or `tune`: the scans that its
+checkpoint was chosen on, and a threshold may be), the score is `logit` and `p` (in survival higher is worse), of three
+classes or more also `p_0`, `p_1`, …; what they are for each kind of task stands in `isoslide/tasks.py`. `status` is
+that of the model. Scans without features are counted in the log.
 """
 
 import argparse
+import itertools
 import logging
 from pathlib import Path
 
@@ -18,7 +20,22 @@ import pandas as pd
 
 from isoslide import atomic, cli
 
-COLUMNS = ("fold", "seed", "scan", "specimen", "patient", "scanner", "label", "time", "event", "n_tiles", "logit", "p")
+ROLES = ("test", "tune")
+COLUMNS = (
+    "role",
+    "fold",
+    "seed",
+    "scan",
+    "specimen",
+    "patient",
+    "scanner",
+    "label",
+    "time",
+    "event",
+    "n_tiles",
+    "logit",
+    "p",
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -42,27 +59,29 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     rows = pd.read_csv(args.splits, sep="\t", dtype=str, keep_default_na=False)
     models = pd.read_csv(args.models, sep="\t", dtype=str, keep_default_na=False)
-    tested = rows[rows["role"] == "test"]
+    scored = rows[rows["role"].isin(ROLES)]
     try:
-        features = bags.load(args.features, tested["scan"], args.memory_gb)
+        features = bags.load(args.features, scored["scan"], args.memory_gb)
     except bags.BagError as error:
         cli.fail(str(error))
-    lost = tested[~tested["scan"].isin(features.index)].drop_duplicates("scan")
-    for scanner, n in lost["scanner"].value_counts().sort_index().items():
-        logging.warning("scanner %s: %d test scans without features are not scored", scanner, n)
-    table = predict(models[models["path"] != ""], tested[tested["scan"].isin(features.index)], features)
+    present = scored["scan"].isin(features.index)
+    lost = scored[~present].drop_duplicates(["role", "scan"])
+    for (role, scanner), n in lost.groupby(["role", "scanner"]).size().items():
+        logging.warning("scanner %s: %d %s scans without features are not scored", scanner, n, role)
+    table = predict(models[models["path"] != ""], scored[present], features)
     atomic.write_table(args.output, table)
-    logging.info("%d scores of %d scans; %d test scans lost", len(table), table["scan"].nunique(), len(lost))
+    counts = ", ".join(f"{n} {role}" for role, n in table["role"].value_counts().items())
+    logging.info("%d scores (%s) of %d scans; %d lost", len(table), counts, table["scan"].nunique(), len(lost))
 
 
-def predict(table: pd.DataFrame, tested: pd.DataFrame, features) -> pd.DataFrame:
-    """Return one row per model and test scan of its fold."""
+def predict(table: pd.DataFrame, scored: pd.DataFrame, features) -> pd.DataFrame:
+    """Return one row per model and scan of its fold: first all of the role test, then those of the role tune."""
     from isoslide import models, tasks
 
     matrix = features.tensor()
     parts = []
-    for fold, own in table.groupby("fold", sort=False):
-        rows = tested[tested["fold"] == fold]
+    for role, (fold, own) in itertools.product(ROLES, table.groupby("fold", sort=False)):
+        rows = scored[(scored["role"] == role) & (scored["fold"] == fold)]
         scans = np.array([features.index[scan] for scan in rows["scan"]], dtype=np.int64)
         logits = score(list(own["path"]), features, matrix, scans, rows["scanner"].to_numpy())
         for i, model in enumerate(own.itertuples()):

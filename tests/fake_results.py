@@ -7,6 +7,7 @@ collapsed for response: scores near 0.5, small scanner effect, no signal.
 By hand, to look at a page: `python tests/fake_results.py FOLDER`.
 """
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -100,19 +101,23 @@ def make_splits(sheet: pd.DataFrame, kind: str) -> pd.DataFrame:
 
 
 def make_predictions(splits: pd.DataFrame, arm: str, kind: str, seed: int = 0) -> pd.DataFrame:
-    """Return predictions of an arm: patient signal + specimen noise + scanner effect, other for each model."""
+    """Return predictions of an arm: patient signal + specimen noise + scanner effect, other for each model.
+
+    The test scans come first; the tuning scans are drawn from a generator of their own.
+    """
     setting = dict(ARMS[arm])
     if kind == "survival" and arm == "robust_reference":
         setting.update(signal=0.8, scale=1.0)
-    test = splits[splits["role"] == "test"].sort_values(["fold", "scan"])
-    rng = np.random.default_rng([seed, len(arm), len(kind)])
-    specimens = sorted(test["specimen"].unique())
+    specimens = sorted(splits.loc[splits["role"] == "test", "specimen"].unique())
     noise = dict(zip(specimens, np.random.default_rng(seed).normal(0, 0.8, len(specimens)), strict=True))
     tables = []
-    for model_seed in SEEDS:
-        for fold, rows in test.groupby("fold"):
+    for role, model_seed in itertools.product(("test", "tune"), SEEDS):
+        if model_seed == SEEDS[0]:
+            rng = np.random.default_rng([seed, len(arm), len(kind), *([1] if role == "tune" else [])])
+        scans = splits[splits["role"] == role].sort_values(["fold", "scan"])
+        for fold, rows in scans.groupby("fold"):
             outcome = rows["label"].astype(float) if kind == "binary" else 1 - np.log1p(rows["time"].astype(float)) / 4
-            table = rows.drop(columns=["role", "class"]).assign(fold=fold, seed=model_seed)
+            table = rows.drop(columns=["class"]).assign(fold=fold, seed=model_seed)
             shift = rows["scanner"].map(SHIFT) * rng.uniform(0.6, 1.4)
             signal = setting["signal"] * 1.2 * (outcome - 0.5) + 0.6 * rows["specimen"].map(noise)
             logit = signal + setting["scanner"] * shift + rng.normal(0, 0.35 * setting["scanner"] + 0.1, len(rows))
@@ -122,7 +127,7 @@ def make_predictions(splits: pd.DataFrame, arm: str, kind: str, seed: int = 0) -
             bad = arm == "robust_reference" and kind == "binary" and (fold + model_seed) % 4 != 0
             table["status"] = "collapsed" if bad else "ok"
             tables.append(table)
-    columns = ["fold", "seed", "scan", "specimen", "patient", "scanner", "label", "time", "event", "n_tiles"]
+    columns = ["role", "fold", "seed", "scan", "specimen", "patient", "scanner", "label", "time", "event", "n_tiles"]
     return pd.concat(tables, ignore_index=True)[[*columns, "logit", "p", "status"]]
 
 

@@ -23,12 +23,16 @@ METRIC_COLUMNS = ["arm", "metric", "scope", "seed", "value", "low", "high", "n",
 COMPARISON_COLUMNS = ["arm", "control", "metric", "scope", "difference", "low", "high", "p", "n", "reason"]
 
 
-TEXT = ("scan", "specimen", "patient", "scanner", "status")
+TEXT = ("role", "scan", "specimen", "patient", "scanner", "status")
 
 
-def read_predictions(path: str | Path) -> pd.DataFrame:
-    """Read a predictions table: ids stay text, numbers are floats (empty: NaN)."""
+def read_predictions(path: str | Path, role: str = "test") -> pd.DataFrame:
+    """Read the rows of one role of a predictions table: ids stay text, numbers are floats (empty: NaN).
+
+    Every figure of accuracy or robustness is of the role `test`; `tune` is for choosing thresholds only.
+    """
     table = pd.read_csv(path, sep="\t", dtype=dict.fromkeys(TEXT, str), na_values=[""], keep_default_na=False)
+    table = table[table["role"] == role].reset_index(drop=True)
     return table.astype({name: float for name in ("label", "time", "event", "logit", "p")})
 
 

@@ -109,7 +109,9 @@ def test_results_are_complete_and_finite(demo):
     assert len(models) == 4  # two folds, two seeds
     assert all((demo / path).exists() for path in models["path"])
     scores = pd.read_csv(demo / "results/predictions/response/efficientnet_lite0/robust.tsv", sep="\t")
+    assert set(scores["role"]) == {"test", "tune"}
     assert scores["p"].between(0, 1).all()
+    scores = scores[scores["role"] == "test"]
     sheet = pd.read_csv(demo / "config/slides.tsv", sep="\t")
     assert set(scores["scan"]) == set(sheet["scan"])  # every scan is tested in one fold
     assert (scores.groupby("scan").size() == 2).all()

@@ -32,12 +32,17 @@ def test_each_fold_is_scored_by_its_own_models(tmp_path):
         write_model(tmp_path, 0, 2, "collapsed"),
         write_model(tmp_path, 1, 1),
     )
-    tested = pd.DataFrame({"fold": ["0", "0", "1"], "scan": ["c", "a", "b"]})
-    tested = tested.assign(specimen="s", patient="p", scanner="A", label="1", time="", event="")
-    table = predict_scans.predict(pd.DataFrame([one, two, three]), tested, bags)
-    assert table["scan"].tolist() == ["c", "a", "c", "a", "b"]
-    assert table["status"].tolist() == ["ok", "ok", "collapsed", "collapsed", "ok"]
-    assert table["n_tiles"].tolist() == [4, 2, 4, 2, 1]
+    scored = pd.DataFrame(
+        {"fold": list("00010"), "scan": list("cabba"), "role": ["test"] * 2 + ["tune", "test", "train"]}
+    )
+    scored = scored.assign(specimen="s", patient="p", scanner="A", label="1", time="", event="")
+    table = predict_scans.predict(pd.DataFrame([one, two, three]), scored, bags)
+    assert list(table)[:4] == ["role", "fold", "seed", "scan"]
+    assert table["role"].tolist() == ["test"] * 5 + ["tune"] * 2
+    assert table["scan"].tolist() == list("cacabbb")
+    assert table["fold"].tolist() == list("0000100")
+    assert table["status"].tolist() == ["ok", "ok", "collapsed", "collapsed", "ok", "ok", "collapsed"]
+    assert table["n_tiles"].tolist() == [4, 2, 4, 2, 1, 1, 1]
     for state, row in ((first, 0), (second, 2)):
         logits = aggregators.predict(state, SHAPE, torch.from_numpy(bags.features[3:]), [4])[0, 0]
         assert table["logit"].iloc[row] == pytest.approx((logits[1] - logits[0]).item(), abs=1e-6)
@@ -50,7 +55,9 @@ def test_a_model_without_a_checkpoint_gives_no_rows(tmp_path):
     assert card["train_loss"] is None
     assert json.loads((tmp_path / "m.json").read_text()) == card
     assert models.card(tmp_path / "absent.safetensors") == {}
-    empty = predict_scans.predict(pd.DataFrame(columns=["fold", "path"]), pd.DataFrame(), features())
+    empty = predict_scans.predict(
+        pd.DataFrame(columns=["fold", "path"]), pd.DataFrame(columns=["fold", "role"]), features()
+    )
     assert list(empty.columns) == [*predict_scans.COLUMNS, "status"]
 
 

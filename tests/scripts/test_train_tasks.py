@@ -82,6 +82,7 @@ def results(request, cohort, settings):
         [
             *("--sheet", str(cohort / "slides.tsv"), "--task", kind, "--output", str(folder / "splits.tsv")),
             *("--settings", json.dumps({"task": task, "splits": settings["splits"]})),
+            *("--proof", str(folder / "proof.tsv")),
         ]
     )
     common = ["--splits", str(folder / "splits.tsv"), "--features", str(cohort / "features.tsv")]
@@ -95,8 +96,10 @@ def results(request, cohort, settings):
     predict_scans.main(
         [*common, "--models", str(folder / "models.tsv"), "--output", str(folder / "predictions.tsv")],
     )
-    tables = (pd.read_csv(folder / f"{name}.tsv", sep="\t") for name in ("splits", "models", "curves", "predictions"))
-    return kind, folder, *tables
+    *tables, scores = (
+        pd.read_csv(folder / f"{name}.tsv", sep="\t") for name in ("splits", "models", "curves", "predictions")
+    )
+    return kind, folder, *tables, scores[scores["role"] == "test"]
 
 
 def test_folds_share_out_the_strata(results):
@@ -150,5 +153,6 @@ def test_a_cohort_without_enough_events_is_refused_in_one_line(cohort, settings,
             [
                 *("--sheet", str(tmp_path / "slides.tsv"), "--task", "cox", "--output", str(tmp_path / "s.tsv")),
                 *("--settings", json.dumps({"task": settings["tasks"]["cox"], "splits": settings["splits"]})),
+                *("--proof", str(tmp_path / "proof.tsv")),
             ]
         )

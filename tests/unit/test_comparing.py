@@ -12,6 +12,7 @@ from isoslide.metrics import Undefined
 
 def predictions(arm: str, kind: str = "binary", patients: int = 24) -> pd.DataFrame:
     table = fake_results.make_predictions(fake_results.make_splits(fake_results.make_sheet(patients), kind), arm, kind)
+    table = table[table["role"] == "test"]
     numbers = ("label", "time", "event")
     return table.assign(**{name: pd.to_numeric(table[name], errors="coerce") for name in numbers})
 

@@ -1,8 +1,8 @@
-"""Predictions. In: the models of an arm. Out: a score for every test scan from every model."""
+"""Predictions. In: the models of an arm. Out: a score for every test and tuning scan from every model."""
 
 
 rule predict_scans:
-    """Score the test scans of every fold with that fold's models, all tiles."""
+    """Score the test and tuning scans of every fold with that fold's models, all tiles."""
     input:
         script=scripts("predict_scans.py"),
         modules=[
