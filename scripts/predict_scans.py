@@ -82,6 +82,8 @@ def predict(table: pd.DataFrame, scored: pd.DataFrame, features) -> pd.DataFrame
     parts = []
     for role, (fold, own) in itertools.product(ROLES, table.groupby("fold", sort=False)):
         rows = scored[(scored["role"] == role) & (scored["fold"] == fold)]
+        if rows.empty:
+            continue
         scans = np.array([features.index[scan] for scan in rows["scan"]], dtype=np.int64)
         logits = score(list(own["path"]), features, matrix, scans, rows["scanner"].to_numpy())
         for i, model in enumerate(own.itertuples()):
