@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 from isoslide.registry import Encoder
@@ -49,16 +48,14 @@ def page(hub: str) -> str:
     return f"https://huggingface.co/{hub}"
 
 
-def missing(entries: Iterable[Encoder], folder: str | Path) -> list[str]:
-    """Return what is missing, a line an encoder; files in packages are left to the jobs' own environment."""
-    lines = []
-    for entry in entries:
-        if not entry.weights.startswith(PACKAGE):
-            try:
-                weights_path(entry, folder)
-            except EncoderError as error:
-                lines.append(str(error))
-    return lines
+def missing(entry: Encoder, folder: str | Path) -> str:
+    """Return what to do about missing weights, or nothing; a package is left to the jobs' own environment."""
+    if not entry.weights.startswith(PACKAGE):
+        try:
+            weights_path(entry, folder)
+        except EncoderError as error:
+            return str(error)
+    return ""
 
 
 def checked_hash(entry: Encoder, path: Path) -> str:

@@ -155,7 +155,7 @@ def test_a_timm_model_comes_with_its_settings(hub, tmp_path):
     assert fetch(hub, tmp_path, name).returncode == 0
     entry = registry.load(REGISTRY, [name], tmp_path / "weights")[name]
     assert (entry.model, entry.tile_px, entry.licence) == ("resnet18", 64, "apache-2.0")
-    assert weights.missing([entry], tmp_path / "weights") == []
+    assert weights.missing(entry, tmp_path / "weights") == ""
     (tmp_path / "weights/timm/resnet18.x/config.json").write_text("{}")
     with pytest.raises(registry.RegistryError, match="holds no settings of a timm model"):
         registry.load(REGISTRY, [name], tmp_path / "weights")
@@ -169,9 +169,9 @@ def test_an_unknown_encoder_is_refused(hub, tmp_path):
 
 def test_missing_weights_say_what_to_do(tmp_path):
     entries = registry.load(REGISTRY)
-    gated, open_one, own = weights.missing(
-        [entries["uni"], entries["phikon"], replace(entries["phikon"], hub=""), entries["efficientnet_lite0"]], tmp_path
-    )
+    asked = [entries["uni"], entries["phikon"], replace(entries["phikon"], hub=""), entries["efficientnet_lite0"]]
+    gated, open_one, own, package = (weights.missing(entry, tmp_path) for entry in asked)
+    assert package == ""
     assert "ask for access at https://huggingface.co/MahmoodLab/UNI, put your token into" in gated
     assert "HF_TOKEN, then run: python scripts/fetch_weights.py --encoders uni --weights" in gated
     assert "fetch them with: python scripts/fetch_weights.py --encoders phikon" in open_one

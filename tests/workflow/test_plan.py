@@ -55,7 +55,15 @@ def test_jobs_of_the_demo(tmp_path):
 
 def test_more_encoders_share_tiles_of_the_same_view(tmp_path):
     copy_sheet(tmp_path, lambda table: table)
-    more = overlay(tmp_path, encoders=["efficientnet_lite0", "h_optimus_0", "virchow2", "uni"])
+    encoders = ["efficientnet_lite0", "h_optimus_0", "virchow2", "uni"]
+    more = overlay(tmp_path, encoders=encoders, weights="w")
+    lines = lines_of_error(snakemake("-n", *more, folder=tmp_path))
+    assert re.match(r"error: encoder \w+: no weights at w/\w+/[\w.]+: ask for access at https://hug", lines[-1])
+    early = snakemake("tiles", "splits", "-n", "--quiet", "rules", *more, folder=tmp_path)
+    assert early.returncode == 0, early.stderr
+    for name in ("h_optimus_0/pytorch_model.bin", "virchow2/model.safetensors", "uni/pytorch_model.bin"):
+        (tmp_path / "w" / name).parent.mkdir(parents=True)
+        (tmp_path / "w" / name).touch()
     done = snakemake("-n", "--quiet", "rules", *more, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     counts = job_counts(done.stdout + done.stderr)

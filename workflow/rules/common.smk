@@ -7,7 +7,7 @@ import sys
 
 sys.path.insert(0, os.path.join(workflow.basedir, "scripts"))
 
-from isoslide import cli, imports, outcomes, registry, sheet
+from isoslide import cli, imports, outcomes, registry, sheet, weights
 from isoslide import config as configuration
 
 
@@ -27,11 +27,11 @@ try:
     config = configuration.complete(
         config, os.path.join(workflow.basedir, "workflow/schemas/config.schema.yaml")
     )
-    REGISTRY = registry.load(REGISTRY_FILE, config["encoders"], config["weights"])
-    configuration.check(config, REGISTRY)
-    SHEET = sheet.read(config["sheet"])
     IMPORTED = [name for name in config["encoders"] if name in config["import"]]
     NATIVE = [name for name in config["encoders"] if name not in IMPORTED]
+    REGISTRY = registry.load(REGISTRY_FILE, NATIVE, config["weights"])
+    configuration.check(config, REGISTRY)
+    SHEET = sheet.read(config["sheet"])
     REGISTERED = [n for n in IMPORTED if imports.needs_slides(config["import"][n])]
     USES_SLIDES = bool(NATIVE or REGISTERED)
     if USES_SLIDES:
@@ -128,6 +128,16 @@ def registrations_of_import(wildcards):
     """Status tables of the batch that imported features are paired by: checks and registrations, or none."""
     stages = ("checks", "registrations") if wildcards.encoder in REGISTERED else ()
     return [f"results/status/{stage}/{wildcards.batch}.tsv" for stage in stages]
+
+
+def weights_of_encoder(wildcards):
+    """Nothing; but where weights are missing the run ends here, before its first job, not after hours of tiles."""
+    if not os.path.exists(
+        f"results/status/features/{wildcards.encoder}/{wildcards.batch}.tsv"
+    ):
+        if line := weights.missing(REGISTRY[wildcards.encoder], config["weights"]):
+            cli.fail(line)
+    return []
 
 
 def gate_of_encoder(wildcards):

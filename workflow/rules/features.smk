@@ -25,6 +25,7 @@ rule extract_features:
         checks="results/status/checks/{batch}.tsv",
         tiles=tiles_of_encoder,
         gate=gate_of_encoder,
+        weights=weights_of_encoder,
         registry=ancient(REGISTRY_FILE),
     output:
         status="results/status/features/{encoder}/{batch}.tsv",
