@@ -12,6 +12,8 @@ import argparse
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pandas import DataFrame
@@ -25,7 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checks", required=True, help="status table of the checks")
     parser.add_argument("--tiles", required=True, help="status table of the tiles")
     parser.add_argument("--scans", nargs="+", help="only these scans")
-    parser.add_argument("--encoder", required=True, help="id in the registry")
+    parser.add_argument("--encoder", required=True, help="id in the registry; ID+macenko or ID+reinhard: stain first")
     parser.add_argument("--registry", required=True, help="YAML file of encoders")
     parser.add_argument("--weights", required=True, help="folder of weights")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the encoder runs")
@@ -44,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
     atomic.sweep(args.results)
-    entry = registry.load(args.registry, [args.encoder], args.weights)[args.encoder]
+    name, _, args.stain = args.encoder.partition("+")
+    entry = registry.load(args.registry, [name], args.weights)[name]
     try:
         args.device = device.claim(args.device)
     except device.DeviceError as error:
@@ -61,19 +64,16 @@ def main(argv: list[str] | None = None) -> None:
 def encode(args: argparse.Namespace, entry: registry.Encoder, checks: DataFrame, table: DataFrame) -> list[dict]:
     import torch
 
-    from isoslide import extraction, features_file, grid, keys, pace, slide, tile_encoder
+    from isoslide import extraction, features_file, grid, keys, pace, slide, stains, tile_encoder
 
     torch.set_num_threads(args.threads)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        cli.fail("a GPU was asked for and torch sees none: check the driver, or set 'device: cpu' in the config")
-    facts = device.describe(args.device)
-    logging.info("device: %s", json.dumps(facts))
-    try:
-        encoder = tile_encoder.TileEncoder(entry, args.weights, args.device)
-    except weights.EncoderError as error:
-        cli.fail(str(error))
+    encoder, facts = load_encoder(args, entry)
     reading = slide.Reading(**args.reading)
     code = [tile_encoder.code(entry), slide.code(reading), keys.code_hash(extraction.ScanTiles, extraction.Feeder)]
+    tiles_of = extraction.ScanTiles
+    if args.stain:
+        tiles_of = partial(stains.NormalisedTiles, args.stain)
+        code += [args.stain, keys.code_hash(stains)]
     feeder, clock, rows = extraction.Feeder(encoder, args.batch_size), pace.Clock(), []
 
     def wanted() -> Iterator[extraction.ScanTiles]:
@@ -89,7 +89,7 @@ def encode(args: argparse.Namespace, entry: registry.Encoder, checks: DataFrame,
                 rows.append(done)
                 continue
             tiles = grid.read_tiles_file(row["path"])
-            yield extraction.ScanTiles(done | {"tiles": row["path"]}, checks.loc[row["scan"]], tiles, reading)
+            yield tiles_of(done | {"tiles": row["path"]}, checks.loc[row["scan"]], tiles, reading)
 
     for scan, found in extraction.encode_scans(feeder, wanted(), args.threads, clock):
         done = {name: value for name, value in scan.row.items() if name != "tiles"}
@@ -103,6 +103,26 @@ def encode(args: argparse.Namespace, entry: registry.Encoder, checks: DataFrame,
         made = {"encoder": entry.id, "batch": feeder.batch, "threads": args.threads, "precision": encoder.precision}
         atomic.write_json(args.speed, clock.facts() | facts | made)
     return rows
+
+
+def load_encoder(args: argparse.Namespace, entry: registry.Encoder):
+    """Return the encoder on its device, and what is known of the device."""
+    import torch
+
+    from isoslide import stains, tile_encoder
+
+    if args.device == "cuda" and not torch.cuda.is_available():
+        cli.fail("a GPU was asked for and torch sees none: check the driver, or set 'device: cpu' in the config")
+    if args.stain not in ("", *stains.FITS):
+        cli.fail(f"--encoder {args.encoder}: after the + stands one of {sorted(stains.FITS)}")
+    facts = device.describe(args.device)
+    logging.info("device: %s", json.dumps(facts))
+    try:
+        encoder = tile_encoder.TileEncoder(entry, args.weights, args.device)
+    except weights.EncoderError as error:
+        cli.fail(str(error))
+    encoder.entry = replace(entry, id=args.encoder)
+    return encoder, facts
 
 
 if __name__ == "__main__":

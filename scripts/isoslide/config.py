@@ -104,6 +104,24 @@ def _check_arm(name: str, arm: Mapping[str, Any]) -> None:
         )
 
 
+def stained(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the encoder of each features variant that arms with `stain` need, by the variant's name.
+
+    Raises:
+        ConfigError: if the features of an encoder are imported, so that its tiles cannot be normalised.
+    """
+    found = {}
+    for name, arm in config["arms"].items():
+        for encoder in config["encoders"] if "stain" in arm else ():
+            if encoder in config["import"]:
+                raise ConfigError(
+                    f"config arms.{name}.stain: the features of {encoder!r} are imported, their tiles cannot be "
+                    "normalised: remove the arm or the encoder"
+                )
+            found[f"{encoder}+{arm['stain']}"] = encoder
+    return found
+
+
 def _check_splits(config: Mapping[str, Any]) -> None:
     divided = config["splits"]
     if "file" in divided and not Path(divided["file"]).is_file():

@@ -237,3 +237,24 @@ def encoders_entry():
     from isoslide import registry
 
     return registry.load(ROOT / "resources/encoders.yaml")["efficientnet_lite0"]
+
+
+def test_normalised_tiles_have_features_of_their_own(batch, tmp_path):
+    """The same scan, tiles and encoder; a scan of empty glass has no stain and is given up by name."""
+    plain = run(batch, tmp_path / "plain")
+    table = run(batch, tmp_path / "stained", "--encoder=efficientnet_lite0+reinhard")
+    with h5py.File(plain.loc["a", "path"]) as one, h5py.File(table.loc["a", "path"]) as other:
+        assert (one["tile_ids"][:] == other["tile_ids"][:]).all()
+        assert np.abs(one["features"][:].astype(float) - other["features"][:]).max() > 0.1
+        assert other.attrs["encoder"] == "efficientnet_lite0+reinhard"
+    assert table.loc["a", "key"] != plain.loc["a", "key"]
+    again = (tmp_path / "stained/a.h5").stat().st_mtime_ns
+    run(batch, tmp_path / "stained", "--encoder=efficientnet_lite0+reinhard")
+    assert (tmp_path / "stained/a.h5").stat().st_mtime_ns == again
+
+
+def test_a_scan_without_stain_is_a_row(batch, tmp_path, monkeypatch):
+    monkeypatch.setattr("isoslide.stains.FEWEST_PIXELS", 10**9)
+    table = run(batch, tmp_path, "--encoder=efficientnet_lite0+macenko")
+    assert table.loc["a", "status"] == "no_stain"
+    assert table.loc["a", "reason"].startswith("macenko: ")

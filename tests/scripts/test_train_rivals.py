@@ -32,7 +32,8 @@ def predict(folder, results="models"):
         f"--models {folder}/{results}/models.tsv --splits {folder}/splits.tsv --features {folder}/features.tsv "
         f"--output {out}".split()
     )
-    return pd.read_csv(out, sep="\t", dtype={"scan": str})
+    table = pd.read_csv(out, sep="\t", dtype={"scan": str})
+    return table[table["role"] == "test"]
 
 
 def apart(table):

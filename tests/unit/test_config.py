@@ -158,3 +158,11 @@ def test_two_arms_of_one_name_are_refused():
     arms = {"a": {"sampler": "paired", "grid": {"score_weight": [1]}}, "a_score_weight1": {"sampler": "paired"}}
     with pytest.raises(config.ConfigError, match="there would be two arms 'a_score_weight1'"):
         complete(arms=arms)
+
+
+def test_arms_with_stain_need_features_of_normalised_tiles():
+    arms = {"paired": {"sampler": "paired"}, "m": {"sampler": "mixed", "stain": "macenko"}}
+    assert config.stained(complete(arms=arms)) == {"efficientnet_lite0+macenko": "efficientnet_lite0"}
+    value = complete(arms=arms) | {"encoders": ["x"], "import": {"x": {}}}
+    with pytest.raises(config.ConfigError, match="config arms.m.stain: the features of 'x' are imported"):
+        config.stained(value)

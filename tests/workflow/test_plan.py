@@ -72,6 +72,17 @@ def test_more_encoders_share_tiles_of_the_same_view(tmp_path):
     assert counts["train_models"] == 4 * 8
 
 
+def test_an_arm_with_stain_adds_features_and_nothing_before_them(tmp_path):
+    copy_sheet(tmp_path, lambda table: table)
+    arms = {"normalised": {"sampler": "paired", "stain": "macenko"}}
+    done = snakemake("-n", "--quiet", "rules", *overlay(tmp_path, arms=arms), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    counts = job_counts(done.stdout + done.stderr)
+    assert counts["extract_features"] == 2 * counts["check_slides"]
+    assert counts["tile_scans"] == counts["check_slides"]
+    assert counts["train_models"] == 10  # two tasks, five arms
+
+
 def lines_of_error(done):
     assert done.returncode == 1
     return [line for line in done.stderr.splitlines() if line.strip()]

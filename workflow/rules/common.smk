@@ -32,6 +32,8 @@ try:
     REGISTRY = registry.load(REGISTRY_FILE, NATIVE, config["weights"])
     configuration.check(config, REGISTRY)
     SHEET = sheet.read(config["sheet"])
+    STAINED = configuration.stained(config)
+    REGISTRY |= {name: REGISTRY[encoder] for name, encoder in STAINED.items()}
     REGISTERED = [n for n in IMPORTED if imports.needs_slides(config["import"][n])]
     USES_SLIDES = bool(NATIVE or REGISTERED)
     if USES_SLIDES:
@@ -138,6 +140,13 @@ def weights_of_encoder(wildcards):
         if line := weights.missing(REGISTRY[wildcards.encoder], config["weights"]):
             cli.fail(line)
     return []
+
+
+def features_of_arm(wildcards):
+    """Status table of the features that the arm is trained on: the encoder's, or those of its normalised tiles."""
+    stain = config["arms"][wildcards.arm].get("stain")
+    name = f"{wildcards.encoder}+{stain}" if stain else wildcards.encoder
+    return f"results/status/features/{name}.tsv"
 
 
 def gate_of_encoder(wildcards):

@@ -16,6 +16,7 @@ rule extract_features:
             scripts("isoslide/features_file.py"),
             scripts("isoslide/slide.py"),
             scripts("isoslide/slide_files.py"),
+            scripts("isoslide/stains.py"),
             scripts("isoslide/stored_tiles.py"),
             scripts("isoslide/jpeg_tiles.py"),
             scripts("isoslide/tiff_levels.py"),
@@ -35,7 +36,7 @@ rule extract_features:
     benchmark:
         "results/benchmarks/extract_features/{encoder}/{batch}.tsv"
     wildcard_constraints:
-        encoder=one_of(NATIVE),
+        encoder=one_of([*NATIVE, *STAINED]),
     conda:
         "../../envs/torch.yaml"
     threads: 8 if config["device"] == "cuda" else 1  # on a busy CPU one thread a job wastes least

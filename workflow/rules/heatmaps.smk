@@ -15,7 +15,7 @@ rule draw_heatmaps:
         ],
         checks="results/status/checks.tsv",
         tiles=tiles_of_encoder,
-        features="results/status/features/{encoder}.tsv",
+        features=features_of_arm,
         splits="results/splits/{task}.tsv",
         models="results/models/{task}/{encoder}/{arm}/models.tsv",
     output:

@@ -29,7 +29,7 @@ rule train_models:
             scripts("isoslide/transmil.py"),
         ],
         splits="results/splits/{task}.tsv",
-        features="results/status/features/{encoder}.tsv",
+        features=features_of_arm,
     output:
         models="results/models/{task}/{encoder}/{arm}/models.tsv",
         curves="results/models/{task}/{encoder}/{arm}/curves.tsv",

@@ -19,7 +19,7 @@ rule predict_scans:
         ],
         models="results/models/{task}/{encoder}/{arm}/models.tsv",
         splits="results/splits/{task}.tsv",
-        features="results/status/features/{encoder}.tsv",
+        features=features_of_arm,
     output:
         "results/predictions/{task}/{encoder}/{arm}.tsv",
     log:
