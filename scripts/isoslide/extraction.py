@@ -84,14 +84,15 @@ class Feeder:
     Attributes:
         encoder: the loaded encoder.
         batch: tiles per forward pass.
+        launched: batches that were given to a GPU so far.
     """
 
     def __init__(self, encoder: TileEncoder, batch: int):
-        self.encoder, self.batch = encoder, batch
+        self.encoder, self.batch, self.launched = encoder, batch, 0
         self._events: deque[torch.cuda.Event] = deque()
 
     def feed(self, images: Tensor) -> list[Tensor]:
-        """Return features (n, dim) float32 of images, in parts; on a GPU they are there after `wait`."""
+        """Return features (n, dim) float32 of images, in parts; on a GPU they are there after `wait(launched)`."""
         parts: list[Tensor] = []
         start = 0
         while start < len(images):
@@ -108,19 +109,20 @@ class Feeder:
             start += len(part)
         return parts
 
-    def wait(self, in_flight: int = 0) -> None:
-        """Wait until at most so many batches are not done."""
-        while len(self._events) > in_flight:
+    def wait(self, number: int) -> None:
+        """Wait until so many of the batches launched are done."""
+        while self.launched - len(self._events) < number:
             self._events.popleft().synchronize()
 
     def _launch(self, images: Tensor) -> Tensor:
         if self.encoder.device.type == "cpu":
             return self.encoder(images)
-        self.wait(IN_FLIGHT - 1)
+        self.wait(self.launched - IN_FLIGHT + 1)
         features = self.encoder.launch(images)
-        host = torch.empty(features.shape, dtype=features.dtype, pin_memory=True).copy_(features, non_blocking=True)
+        host = _pinned(features).copy_(features, non_blocking=True)
         self._events.append(torch.cuda.Event())
         self._events[-1].record()
+        self.launched += 1
         return host
 
 
@@ -138,7 +140,7 @@ def encode_scans(
         threads: that read.
         clock: counts tiles and seconds.
     """
-    waiting: tuple[ScanTiles, list[Tensor] | SlideError] | None = None
+    waiting: tuple[ScanTiles, list[Tensor] | SlideError, int] | None = None
     runs = _read_ahead(scans, threads, feeder)
     for scan, futures in itertools.groupby(runs, key=lambda run: run[0]):
         parts: list[Tensor] | SlideError = []
@@ -160,19 +162,19 @@ def encode_scans(
                 waiting = None
         if waiting:
             yield _finish(*waiting, feeder, clock)
-        waiting = (scan, parts)
+        waiting = (scan, parts, feeder.launched)
     if waiting:
         yield _finish(*waiting, feeder, clock)
 
 
 def _finish(
-    scan: ScanTiles, parts: list[Tensor] | SlideError, feeder: Feeder, clock: Clock
+    scan: ScanTiles, parts: list[Tensor] | SlideError, launched: int, feeder: Feeder, clock: Clock
 ) -> tuple[ScanTiles, np.ndarray | SlideError]:
     scan.close()
     if isinstance(parts, SlideError):
         return scan, parts
     with clock.model(0):
-        feeder.wait()
+        feeder.wait(launched)
     features = scan.in_order(torch.cat(parts).half().numpy())
     bad = ~np.isfinite(features).all(axis=1)
     if not bad.any():
@@ -203,6 +205,11 @@ def write(path: Path, features: np.ndarray, scan: ScanTiles, tiles_path: Path, f
     features_file.write(path, features, scan.tile_ids, tiles.coords[~tiles.out_of_bounds], attrs, coords_attrs)
 
 
+def _pinned(features: Tensor) -> Tensor:
+    """Return memory of the host that a GPU writes features to while both go on."""
+    return torch.empty(features.shape, dtype=features.dtype, pin_memory=True)
+
+
 def _reading_order(tile_ids: np.ndarray) -> np.ndarray:
     """Return the order (n,) of tiles block by block: what lies together is decoded together."""
     row, column = np.divmod(tile_ids, grid.ROW)
@@ -214,16 +221,17 @@ def _read_ahead(scans: Iterable[ScanTiles], threads: int, feeder: Feeder) -> Ite
     run = feeder.batch * max(1, BLOCK**2 // feeder.batch)
     pin = feeder.encoder.device.type == "cuda"  # uploaded from such memory while the GPU works
 
-    def read(scan: ScanTiles, start: int) -> Tensor:
-        images = torch.from_numpy(scan.read(start, start + run))
+    def read(scan: ScanTiles, start: int, stop: int) -> Tensor:
+        images = torch.from_numpy(scan.read(start, stop))
         return images.pin_memory() if pin else images
 
     def submitted(pool: ThreadPoolExecutor) -> Iterator[tuple[ScanTiles, Future[Tensor]]]:
+        size = feeder.batch  # of a run: the first ones are short, so that the encoder soon has something to do
         for scan in scans:
-            for start in range(0, max(1, scan.n_tiles), run):
-                if scan.given_up:
-                    break
-                yield scan, pool.submit(read, scan, start)
+            start = 0
+            while start < max(1, scan.n_tiles) and not scan.given_up:
+                yield scan, pool.submit(read, scan, start, start + size)
+                start, size = start + size, min(run, 2 * size)
 
     with ThreadPoolExecutor(threads) as pool:
         futures = submitted(pool)
