@@ -211,3 +211,15 @@ def test_a_bad_import_is_refused_in_one_line(tmp_path, name):
     )
     assert len(lines) == 1
     assert re.match(message, lines[0])
+
+
+def test_training_on_a_gpu_asks_for_one(tmp_path):
+    """Models alone: encoders stay where `device` says."""
+    copy_sheet(tmp_path, lambda table: table)
+    changes = overlay(tmp_path, training={"device": "cuda"})
+    done = snakemake("--cores", "2", "-n", "models", *changes, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    jobs = re.split(r"\n(?=(?:local)?rule )", done.stdout + done.stderr)
+    assert any(job.startswith("rule train_models") for job in jobs)
+    for job in jobs:
+        assert (re.search(r"resources:.*\bgpu=1\b", job) is not None) == job.startswith("rule train_models")
