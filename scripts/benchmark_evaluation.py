@@ -172,6 +172,7 @@ def evaluation_arguments(folder: Path, config: dict[str, object], task: str, enc
         *("--splits", str(folder / "splits" / f"{task}.tsv"), "--control", CONTROL),
         *("--settings", json.dumps(settings)),
         *("--metrics", str(output / "metrics.tsv"), "--comparisons", str(output / "comparisons.tsv")),
+        *("--by-model", str(output / "by_model.tsv"), "--thresholds", str(output / "thresholds.tsv")),
     ]
 
 

@@ -5,7 +5,7 @@ Example:
         --models results/models/response/lite0/{paired,robust}/models.tsv \
         --splits results/splits/response.tsv --control paired \
         --settings '{"task": {"type": "binary"}, "evaluation": {"resamples": 1000, "seed": 1, "level": 0.95}}' \
-        --metrics metrics.tsv --comparisons comparisons.tsv
+        --metrics metrics.tsv --comparisons comparisons.tsv --by-model by_model.tsv --thresholds thresholds.tsv
 
 The name of a predictions file is the name of its arm. Column meanings: `isoslide/evaluation.py`.
 """
@@ -14,7 +14,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from isoslide import atomic, cli, evaluation, status
+from isoslide import atomic, cli, evaluation, status, thresholds
 
 KINDS = ("binary", "survival")
 
@@ -30,6 +30,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--settings", type=cli.json_arg, required=True, help='{"task": ..., "evaluation": ...}')
     parser.add_argument("--metrics", type=Path, required=True, help="output table")
     parser.add_argument("--comparisons", type=Path, required=True, help="output table")
+    parser.add_argument(
+        "--by-model", type=Path, required=True, help="output table: every metric of every fold and seed"
+    )
+    parser.add_argument(
+        "--thresholds", type=Path, required=True, help="output table: of each model, by its tuning scans"
+    )
     return parser.parse_args(argv)
 
 
@@ -42,15 +48,19 @@ def main(argv: list[str] | None = None) -> None:
     frames = {path.stem: evaluation.read_predictions(path) for path in args.predictions}
     models = {path.parent.name: status.read(path) for path in args.models}
     unseen = evaluation.unseen_scanners(status.read(args.splits))
+    tuning = {path.stem: evaluation.read_predictions(path, "tune") for path in args.predictions}
+    cuts = thresholds.choose(tuning, kind)
     with cli.timed("evaluation"):
-        metrics, comparisons = evaluation.evaluate(
-            frames, args.control, kind, args.settings["evaluation"], unseen, models
+        metrics, comparisons, by_model = evaluation.evaluate(
+            frames, args.control, kind, args.settings["evaluation"], unseen, models, cuts
         )
     for arm in frames:
         if reason := evaluation.is_collapsed(metrics, arm):
             logging.warning("%s collapsed: %s", arm, reason)
     atomic.write_table(args.metrics, metrics)
     atomic.write_table(args.comparisons, comparisons)
+    atomic.write_table(args.by_model, by_model)
+    atomic.write_table(args.thresholds, cuts)
     logging.info("%d arms, %d metric rows, %d comparisons", len(frames), len(metrics), len(comparisons))
 
 

@@ -275,6 +275,7 @@ def evaluate(root: Path, tasks: tuple[str, ...] = tuple(CONFIG["tasks"])) -> Non
                 *("--splits", str(results / "splits" / f"{task}.tsv"), "--control", CONFIG["control"]),
                 *("--settings", json.dumps({"task": CONFIG["tasks"][task], "evaluation": CONFIG["evaluation"]})),
                 *("--metrics", str(folder / "metrics.tsv"), "--comparisons", str(folder / "comparisons.tsv")),
+                *("--by-model", str(folder / "by_model.tsv"), "--thresholds", str(folder / "thresholds.tsv")),
             ]
         )
         evaluate_metadata.main(

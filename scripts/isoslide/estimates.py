@@ -19,6 +19,7 @@ from isoslide import metrics, uncertainty, weighted
 from isoslide.measures import METRICS, Metric
 
 Floats = np.ndarray
+NO_TUNING = (np.nan, "no tuning scans were scored")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def estimate_arm(
     kind: str,
     unseen: tuple[str, ...] = (),
     threshold: float = 0.5,
+    tuned: Mapping[tuple[int, int], tuple[float, str]] | None = None,
 ) -> Estimates:
     """Return every metric of an arm in every scope, for each model on all rows of `weights` (1 + resamples, patients).
 
@@ -113,6 +115,7 @@ def estimate_arm(
         kind: `binary` or `survival`.
         unseen: scanners that were held out of training altogether.
         threshold: of the decision, for the metrics that take one.
+        tuned: threshold of each model (seed, fold), or why it has none, for the metrics at the tuned threshold.
     """
     frame = frame.sort_values(["seed", "fold", "specimen", "scanner", "scan"], kind="stable")
     models = {key: rows.index for key, rows in frame.reset_index(drop=True).groupby(["seed", "fold"], sort=True)}
@@ -123,7 +126,7 @@ def estimate_arm(
         complete, note = comparable_specimens(frame[inside], scope)
         scans = _arrays(frame, columns, complete)
         patients = frame.loc[inside & (scans.complete if scope.name.startswith("pair:") else True), "patient"]
-        chosen = [_bind(metric, threshold) for metric in chosen_metrics(kind, scope)]
+        chosen = list(chosen_metrics(kind, scope))
         for metric in chosen:
             notes = note if metric.takes == "specimens" else ""
             result[metric.name, scope.name] = Units({}, {}, int(patients.nunique()), notes)
@@ -131,7 +134,11 @@ def estimate_arm(
             model = Model(key, scans.take(rows[inside[rows]]), kind, weights)
             for metric in chosen:
                 units = result[metric.name, scope.name]
-                units.values[key], reason = _estimate(metric, model, scope, pairs)
+                cut, reason = (tuned or {}).get(key, NO_TUNING) if metric.tuned else (threshold, "")
+                if reason:
+                    units.values[key] = _nothing(weights)
+                else:
+                    units.values[key], reason = _estimate(_bind(metric, cut), model, scope, pairs)
                 if reason:
                     units.reasons[key] = reason
     return result
@@ -216,12 +223,15 @@ def _estimate(metric: Metric, model: Model, scope: Scope, pairs: Pairs) -> tuple
         estimate, reason = _value(metric, model, scope.scanners)
         parts = [estimate] if estimate else []
     if not parts:
-        size = len(model.weights)
-        return (np.full(size, np.nan), np.zeros(size)), reason
+        return _nothing(model.weights), reason
     if len(parts) == 1:
         return parts[0], ""
     values, drawn = (np.array(arrays) for arrays in zip(*parts, strict=True))
     return (uncertainty.over_seeds(values), drawn.mean(0)), ""
+
+
+def _nothing(weights: Floats) -> weighted.Estimate:
+    return np.full(len(weights), np.nan), np.zeros(len(weights))
 
 
 def _value(metric: Metric, model: Model, scanners: tuple[str, ...]) -> tuple[weighted.Estimate | None, str]:

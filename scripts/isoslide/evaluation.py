@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from isoslide import comparing, survival, uncertainty
+from isoslide import comparing, survival, thresholds, uncertainty
 from isoslide.estimates import Estimates, Floats, estimate_arm
 from isoslide.measures import BY_NAME, MAIN
 from isoslide.metrics import Undefined
@@ -20,7 +20,16 @@ COLLAPSED_RATIO = 1 / 3
 """An arm whose scores spread less than this share of the control's counts as collapsed."""
 
 METRIC_COLUMNS = ["arm", "metric", "scope", "seed", "value", "low", "high", "n", "reason"]
+MODEL_COLUMNS = ["arm", "metric", "scope", "seed", "fold", "value", "weight", "reason"]
 COMPARISON_COLUMNS = ["arm", "control", "metric", "scope", "difference", "low", "high", "p", "n", "reason"]
+
+
+class Tables(NamedTuple):
+    """What is written of a task and encoder (columns: `METRIC_COLUMNS`, `COMPARISON_COLUMNS`, `MODEL_COLUMNS`)."""
+
+    metrics: pd.DataFrame
+    comparisons: pd.DataFrame
+    by_model: pd.DataFrame
 
 
 TEXT = ("role", "scan", "specimen", "patient", "scanner", "status")
@@ -49,8 +58,9 @@ def evaluate(
     settings: Mapping[str, Any],
     unseen: tuple[str, ...] = (),
     models: Mapping[str, pd.DataFrame] | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the tables of metrics and of comparisons with the control (columns: `METRIC_COLUMNS`, ...).
+    cuts: pd.DataFrame | None = None,
+) -> Tables:
+    """Return the tables of metrics, of comparisons with the control, and of every model by itself.
 
     Args:
         frames: predictions of each arm, columns as written by predict_scans.py, numbers parsed.
@@ -60,6 +70,7 @@ def evaluate(
         unseen: scanners that were held out of training altogether.
         models: table of all models of each arm (`status`), also those that made no prediction; without it, models are
             counted by their predictions.
+        cuts: thresholds that were chosen on the tuning scans, see `thresholds.choose`.
     """
     frames = with_censoring(frames, kind)
     strata = patient_table(frames, kind)
@@ -70,17 +81,19 @@ def evaluate(
     level = settings["level"]
 
     def estimate(arm: str) -> Estimates:
-        return estimate_arm(frames[arm], columns, weights, kind, unseen, settings.get("threshold", 0.5))
+        tuned = {} if cuts is None else thresholds.by_model(cuts, arm)
+        return estimate_arm(frames[arm], columns, weights, kind, unseen, settings.get("threshold", 0.5), tuned)
 
     def statuses(arm: str) -> pd.Series:
         table = models[arm] if models and arm in models else frames[arm].drop_duplicates(["seed", "fold"])
         return table["status"]
 
     reference = estimate(control) if control in frames else None
-    tables, comparisons = [], []
+    tables, comparisons, by_model = [], [], []
     for arm in frames:
         estimates = reference if arm == control and reference is not None else estimate(arm)
         tables += [*metric_rows(arm, estimates, level), *training_rows(arm, statuses(arm), estimates, reference)]
+        by_model += model_rows(arm, estimates)
         if reference is not None and arm != control:
             rows = comparison_rows(arm, control, estimates, reference, level)
             tested = comparing.permutation_p(frames[arm], frames[control], kind, columns, swaps)
@@ -89,7 +102,11 @@ def evaluate(
             comparisons += rows
             if kind == "binary":
                 comparisons.append(delong_row(arm, control, frames, len(strata), level))
-    return pd.DataFrame(tables, columns=METRIC_COLUMNS), pd.DataFrame(comparisons, columns=COMPARISON_COLUMNS)
+    return Tables(
+        pd.DataFrame(tables, columns=METRIC_COLUMNS),
+        pd.DataFrame(comparisons, columns=COMPARISON_COLUMNS),
+        pd.DataFrame(by_model, columns=MODEL_COLUMNS),
+    )
 
 
 def with_censoring(frames: Mapping[str, pd.DataFrame], kind: str) -> dict[str, pd.DataFrame]:
@@ -123,6 +140,15 @@ def metric_rows(arm: str, estimates: Estimates, level: float) -> list[dict[str, 
             n = estimates[name, "pooled"].n
             rows += _rows(arm, f"{name}_gap", "pooled", seeds, n, "best minus worst scanner", level)
     return rows
+
+
+def model_rows(arm: str, estimates: Estimates) -> list[tuple[Any, ...]]:
+    """Return a row for each metric, scope and model: its value, and its weight in the mean over the folds of a seed."""
+    return [
+        (arm, metric, scope, seed, fold, value[0], weight[0], units.reasons.get((seed, fold), ""))
+        for (metric, scope), units in estimates.items()
+        for (seed, fold), (value, weight) in units.values.items()
+    ]
 
 
 def training_rows(

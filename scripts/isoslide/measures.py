@@ -1,7 +1,7 @@
 """The list of metrics: how each is computed, from what, which direction is better, and how the report names it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,7 @@ class Metric:
         better: +1 where higher is better, -1 where lower is, 0 where neither.
         task: the kind of task it is for; empty = any.
         threshold: whether it takes the threshold of the decision.
+        tuned: whether that threshold is each model's own, chosen on its tuning scans (`thresholds.py`).
         bounds: least and greatest possible value.
     """
 
@@ -29,10 +30,11 @@ class Metric:
     better: int
     task: str = ""
     threshold: bool = False
+    tuned: bool = False
     bounds: tuple[float, float] = (0, 1)
 
 
-METRICS = (
+_LISTED = (
     Metric("auc", "AUC", metrics.auc, weighted.auc, "labels", 1, "binary"),
     Metric("c_index", "c-index", metrics.c_index, weighted.c_index, "labels", 1, "survival"),
     Metric(
@@ -64,6 +66,16 @@ METRICS = (
         1,
         "survival",
         threshold=True,
+        bounds=(-np.inf, np.inf),
+    ),
+    Metric(
+        "rank_log_hazard_ratio",
+        "log hazard ratio, lowest to highest rank",
+        survival.rank_log_hazard_ratio,
+        weighted.rank_log_hazard_ratio,
+        "labels",
+        1,
+        "survival",
         bounds=(-np.inf, np.inf),
     ),
     Metric(
@@ -101,6 +113,20 @@ METRICS = (
     ),
     Metric("spread", "SD of scores", metrics.spread, weighted.spread, "scores", 0, bounds=(0, np.inf)),
 )
+
+TUNED = "_tuned"
+"""Ending of the names of metrics whose threshold is each model's own."""
+
+
+def _with_tuned(metric: Metric) -> tuple[Metric, ...]:
+    """Return a metric and, where it takes a threshold, its twin at the tuned one."""
+    if not metric.threshold:
+        return (metric,)
+    title = f"{metric.title}, tuned threshold"
+    return metric, replace(metric, name=metric.name + TUNED, title=title, tuned=True)
+
+
+METRICS = tuple(metric for listed in _LISTED for metric in _with_tuned(listed))
 
 BY_NAME = {metric.name: metric for metric in METRICS}
 

@@ -6,6 +6,7 @@ still free of the event at t (as in `metrics.c_index`).
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from isoslide import metrics
 from isoslide.metrics import RISK_TIE, Undefined
@@ -68,21 +69,35 @@ def uno_c(time: ArrayLike, event: ArrayLike, risk: ArrayLike, free: ArrayLike | 
     return float(wins / total)
 
 
-def log_rank(time: ArrayLike, event: ArrayLike, high: ArrayLike) -> tuple[float, float]:
-    """Return events of the high-risk group less those expected (O - E), and their variance V.
+def log_rank(time: ArrayLike, event: ArrayLike, x: ArrayLike) -> tuple[float, float]:
+    """Return the sum of x over events less what is expected (O - E), and its variance V.
 
-    (O - E)² / V is the log-rank statistic (chi-squared, one degree of freedom). Source: Mantel 1966, hypergeometric
-    variance.
+    With x = 1 in the high-risk group and 0 in the other, (O - E)² / V is the log-rank statistic (chi-squared, one
+    degree of freedom; Mantel 1966, hypergeometric variance). With any other x it is the score statistic of Cox's model.
     """
-    time, event, high = np.asarray(time, dtype=float), np.asarray(event, dtype=bool), np.asarray(high, dtype=bool)
+    time, event, x = np.asarray(time, dtype=float), np.asarray(event, dtype=bool), np.asarray(x, dtype=float)
     excess = variance = 0.0
     for t in np.unique(time[event]):
         at_risk, now = time >= t, (time == t) & event
-        n, ours, died = at_risk.sum(), (at_risk & high).sum(), now.sum()
-        excess += (now & high).sum() - died * ours / n
+        n, died = at_risk.sum(), now.sum()
+        excess += x[now].sum() - died * x[at_risk].mean()
         if n > 1:
-            variance += died * ours / n * (1 - ours / n) * (n - died) / (n - 1)
+            variance += died * x[at_risk].var() * (n - died) / (n - 1)
     return float(excess), float(variance)
+
+
+def log_rank_p(time: ArrayLike, event: ArrayLike, high: ArrayLike) -> float:
+    """Return the p of the log-rank test of two groups.
+
+    Undefined with one group, or without an event while both were followed.
+    """
+    event, high = np.asarray(event, dtype=bool), np.asarray(high, dtype=bool)
+    if high.all() or not high.any():
+        raise Undefined("only one risk group")
+    excess, variance = log_rank(time, event, high)
+    if variance <= 1e-12:
+        raise Undefined(_no_variance(event))
+    return float(stats.chi2.sf(excess**2 / variance, 1))
 
 
 def log_hazard_ratio(time: ArrayLike, event: ArrayLike, p: ArrayLike, threshold: float = 0.5) -> float:
@@ -102,5 +117,36 @@ def log_hazard_ratio(time: ArrayLike, event: ArrayLike, p: ArrayLike, threshold:
         raise Undefined("only one risk group")
     excess, variance = log_rank(time, event, high)
     if variance <= 1e-12:
-        raise Undefined("no events" if not event.any() else "no event while both risk groups were followed")
+        raise Undefined(_no_variance(event))
     return excess / variance
+
+
+def rank_log_hazard_ratio(time: ArrayLike, event: ArrayLike, risk: ArrayLike) -> float:
+    """Logarithm of the hazard ratio of the highest against the lowest rank of risk: no threshold, no scale of scores.
+
+    Formula: (O - E) / V as in `log_hazard_ratio` with x = (rank - 1/2) / n in place of the group, equal scores sharing
+    their mean rank: the one-step estimate of Cox's model, which is finite always and understates large effects.
+    Averaged over folds with weight V. Higher is better, 0 = the risk says nothing. Undefined when all scores are equal,
+    or without events.
+    """
+    time, event, risk = np.asarray(time, dtype=float), np.asarray(event, dtype=bool), np.asarray(risk, dtype=float)
+    if not time.size:
+        raise Undefined("no scans")
+    if not np.isfinite(risk).all():
+        raise Undefined("non-finite scores")
+    if np.ptp(risk) == 0:
+        raise Undefined("all scores are equal")
+    excess, variance = log_rank(time, event, rank_shares(risk))
+    if variance <= 1e-12:
+        raise Undefined("no events" if not event.any() else "no event while scores differed")
+    return excess / variance
+
+
+def rank_shares(risk: ArrayLike) -> Floats:
+    """Return (rank - 1/2) / n of each score, between 0 and 1; equal scores share their mean rank."""
+    risk = np.asarray(risk, dtype=float)
+    return (stats.rankdata(risk) - 0.5) / risk.size
+
+
+def _no_variance(event: NDArray[np.bool_]) -> str:
+    return "no events" if not event.any() else "no event while both risk groups were followed"

@@ -13,7 +13,7 @@ and weight 2 is the same as listing a patient twice. All scans of one patient mu
 import numpy as np
 from numpy.typing import NDArray
 
-from isoslide import metrics
+from isoslide import metrics, survival
 
 Floats = NDArray[np.float64]
 Estimate = tuple[Floats, Floats]
@@ -53,20 +53,30 @@ def calibration_error(y: Floats, p: Floats, weights: Floats, bins: int = metrics
 
 def log_hazard_ratio(time: Floats, event: Floats, p: Floats, weights: Floats, threshold: float = 0.5) -> Estimate:
     """One-step log hazard ratio of the risk groups; weight = variance of the log-rank test."""
+    return _one_step(time, event, (p >= threshold).astype(float), weights)
+
+
+def rank_log_hazard_ratio(time: Floats, event: Floats, risk: Floats, weights: Floats) -> Estimate:
+    """One-step log hazard ratio along the cohort's own ranks (not drawn anew for each resample); weight = variance."""
+    return _one_step(time, event, survival.rank_shares(risk), weights)
+
+
+def _one_step(time: Floats, event: Floats, x: Floats, weights: Floats) -> Estimate:
     order = np.argsort(time, kind="stable")
     starts = np.flatnonzero(np.diff(time[order], prepend=-np.inf) > 0)
-    sorted_weights, high, died = weights[:, order], (p >= threshold)[order], event[order].astype(bool)
+    sorted_weights, x, died = weights[:, order], x[order], event[order].astype(bool)
 
-    def by_time(mask: NDArray[np.bool_]) -> Floats:
-        return _by_group(sorted_weights * mask, starts)
+    def by_time(values: NDArray) -> Floats:
+        return _by_group(sorted_weights * values, starts)
 
-    def at_risk(mask: NDArray[np.bool_]) -> Floats:
-        return np.cumsum(by_time(mask)[:, ::-1], axis=1)[:, ::-1]
+    def at_risk(values: NDArray) -> Floats:
+        return np.cumsum(by_time(values)[:, ::-1], axis=1)[:, ::-1]
 
-    n, events = at_risk(np.ones_like(high)), by_time(died)
-    share = _share(at_risk(high), n)
-    excess = np.sum(by_time(died & high) - events * share, axis=1)
-    variance = np.sum(events * share * (1 - share) * _share(n - events, np.maximum(n - 1, 0)), axis=1)
+    n, events = at_risk(np.ones_like(x)), by_time(died)
+    mean = _share(at_risk(x), n)
+    spread = np.maximum(_share(at_risk(x**2), n) - mean**2, 0)
+    excess = np.sum(by_time(died * x) - events * mean, axis=1)
+    variance = np.sum(events * spread * _share(n - events, np.maximum(n - 1, 0)), axis=1)
     variance = np.where(variance > 1e-12, variance, 0)
     return _ratio(excess, variance), variance
 

@@ -25,6 +25,8 @@ def arguments(root, **changes):
         "settings": [json.dumps(SETTINGS)],
         "metrics": [root / "out" / "metrics.tsv"],
         "comparisons": [root / "out" / "comparisons.tsv"],
+        "by-model": [root / "out" / "by_model.tsv"],
+        "thresholds": [root / "out" / "thresholds.tsv"],
     }
     return [str(word) for name, values in (flags | changes).items() for word in (f"--{name}", *values)]
 

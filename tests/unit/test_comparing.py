@@ -37,7 +37,7 @@ def test_permuted_differences_equal_evaluating_the_exchanged_tables(kind, metric
         names = {name for name, column in columns.items() if row[column]}
         arm, control = swapped(ours, theirs, names)
         settings = {"resamples": 1, "seed": 1, "level": 0.95}
-        _, table = evaluation.evaluate({"paired": control, "robust": arm}, "paired", kind, settings)
+        _, table, _ = evaluation.evaluate({"paired": control, "robust": arm}, "paired", kind, settings)
         expected = table[(table["metric"] == metric) & (table["scope"] == "pooled")]["difference"].iloc[0]
         assert value == pytest.approx(expected, abs=1e-10)
 

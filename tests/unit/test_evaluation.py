@@ -18,7 +18,7 @@ def predictions(arm: str, kind: str = "binary", patients: int = 24) -> pd.DataFr
 @pytest.fixture(scope="module")
 def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     frames = {arm: predictions(arm) for arm in ("paired", "robust", "robust_reference")}
-    return evaluation.evaluate(frames, "paired", "binary", SETTINGS, ("D",))
+    return evaluation.evaluate(frames, "paired", "binary", SETTINGS, ("D",))[:2]
 
 
 def value(table: pd.DataFrame, arm: str, metric: str, scope: str = "pooled", seed: str = "mean") -> float:
@@ -62,7 +62,7 @@ def test_inconsistency_and_rmse_by_pandas(tables):
 
 def test_survival_uses_the_c_index():
     frames = {arm: predictions(arm, "survival") for arm in ("paired", "robust")}
-    table, comparisons = evaluation.evaluate(frames, "paired", "survival", SETTINGS)
+    table, comparisons, _ = evaluation.evaluate(frames, "paired", "survival", SETTINGS)
     seeds = []
     for _, rows in frames["robust"].groupby("seed"):
         wins = pairs = 0.0
@@ -96,18 +96,18 @@ def test_intervals_hold_the_estimate_and_differences_are_of_the_same_resamples(t
 
 def test_an_arm_against_itself_differs_by_nothing():
     frame = predictions("paired")
-    _, comparisons = evaluation.evaluate({"paired": frame, "twin": frame.copy()}, "paired", "binary", SETTINGS)
+    _, comparisons, _ = evaluation.evaluate({"paired": frame, "twin": frame.copy()}, "paired", "binary", SETTINGS)
     assert (comparisons[["difference", "low", "high"]].abs().max() < 1e-12).all()
 
 
 def test_order_of_rows_and_names_of_scanners_do_not_matter():
     frame = predictions("robust")
     shuffled = frame.sample(frac=1, random_state=1)
-    first, _ = evaluation.evaluate({"paired": frame}, "paired", "binary", SETTINGS)
-    second, _ = evaluation.evaluate({"paired": shuffled}, "paired", "binary", SETTINGS)
+    first, _, _ = evaluation.evaluate({"paired": frame}, "paired", "binary", SETTINGS)
+    second, _, _ = evaluation.evaluate({"paired": shuffled}, "paired", "binary", SETTINGS)
     pd.testing.assert_frame_equal(first, second)
     renamed = frame.assign(scanner=frame["scanner"].map({"A": "D", "B": "C", "C": "B", "D": "A"}))
-    third, _ = evaluation.evaluate({"paired": renamed}, "paired", "binary", SETTINGS)
+    third, _, _ = evaluation.evaluate({"paired": renamed}, "paired", "binary", SETTINGS)
     for metric in ("auc", "inconsistency", "rmse", "icc", "kappa"):
         assert value(third, "paired", metric) == pytest.approx(value(first, "paired", metric), abs=1e-9)
 
@@ -118,7 +118,7 @@ def test_collapsed_arms_are_named(tables):
     assert evaluation.is_collapsed(table, "robust") == ""
     assert evaluation.is_collapsed(table, "robust_reference") == "80 % of its models did not train"
     still = predictions("paired").assign(p=lambda t: 0.5 + (t["p"] - 0.5) / 10)
-    shrunk, _ = evaluation.evaluate({"paired": predictions("paired"), "x": still}, "paired", "binary", SETTINGS)
+    shrunk, _, _ = evaluation.evaluate({"paired": predictions("paired"), "x": still}, "paired", "binary", SETTINGS)
     assert evaluation.is_collapsed(shrunk, "x") == "its scores spread 0.10 times as far as the control's"
     assert value(shrunk, "x", "rmse") == pytest.approx(value(shrunk, "paired", "rmse") / 10)
     assert value(shrunk, "x", "inconsistency") == pytest.approx(value(shrunk, "paired", "inconsistency"))
@@ -127,7 +127,7 @@ def test_collapsed_arms_are_named(tables):
 def test_one_class_and_one_scanner_give_rows_with_reasons():
     frame = predictions("paired")
     frame = frame[frame["scanner"] == "A"].assign(label=1.0)
-    table, comparisons = evaluation.evaluate({"paired": frame, "b": frame}, "paired", "binary", SETTINGS)
+    table, comparisons, _ = evaluation.evaluate({"paired": frame, "b": frame}, "paired", "binary", SETTINGS)
     means = table[(table["seed"] == "mean") & (table["scope"] == "pooled")].drop_duplicates(["arm", "metric"])
     reasons = means[means["arm"] == "b"].set_index("metric")["reason"]
     assert reasons["auc"] == "only one class"
@@ -143,7 +143,7 @@ def test_a_model_with_non_finite_scores_is_left_out_and_said():
     broken = frame.copy()
     broken.loc[(broken["seed"] == 1) & (broken["fold"] == 0), ["p", "logit"]] = np.nan
     broken.loc[(broken["seed"] == 1) & (broken["fold"] == 0), "status"] = "non_finite"
-    table, comparisons = evaluation.evaluate({"paired": frame, "broken": broken}, "paired", "binary", SETTINGS)
+    table, comparisons, _ = evaluation.evaluate({"paired": frame, "broken": broken}, "paired", "binary", SETTINGS)
     row = table[(table["arm"] == "broken") & (table["metric"] == "auc") & (table["scope"] == "pooled")].iloc[0]
     assert row["reason"] == "1 of 15 models have no value: non-finite scores"
     assert value(table, "broken", "trained_share") == pytest.approx(14 / 15)
@@ -155,7 +155,7 @@ def test_a_model_with_non_finite_scores_is_left_out_and_said():
 def test_an_arm_without_any_prediction_is_described_all_the_same():
     frame = predictions("paired")
     models = {"dead": pd.DataFrame({"status": ["non_finite"] * 15})}
-    table, comparisons = evaluation.evaluate(
+    table, comparisons, _ = evaluation.evaluate(
         {"paired": frame, "dead": frame.iloc[:0]}, "paired", "binary", SETTINGS, ("D",), models
     )
     rows = table[table["arm"] == "dead"].set_index("metric")
@@ -164,7 +164,7 @@ def test_an_arm_without_any_prediction_is_described_all_the_same():
     assert rows.loc["n_collapsed", "reason"] == "15 non_finite"
     assert evaluation.is_collapsed(table, "dead") == "100 % of its models did not train"
     assert comparisons["difference"].isna().all()
-    alone, _ = evaluation.evaluate({"dead": frame.iloc[:0]}, "paired", "binary", SETTINGS)
+    alone, _, _ = evaluation.evaluate({"dead": frame.iloc[:0]}, "paired", "binary", SETTINGS)
     assert alone["value"].notna().sum() == 2
 
 
@@ -172,7 +172,7 @@ def test_specimens_without_all_scanners_are_used_only_when_no_other_is_there():
     frame = predictions("paired")
     number = frame["patient"].str[1:].astype(int)
     kept = frame[~((number % 2 == 0) & (frame["scanner"] == "A")) & ~((number % 2 == 1) & (frame["scanner"] == "C"))]
-    table, _ = evaluation.evaluate({"paired": kept}, "paired", "binary", SETTINGS)
+    table, _, _ = evaluation.evaluate({"paired": kept}, "paired", "binary", SETTINGS)
     row = table[(table["metric"] == "inconsistency") & (table["scope"] == "pooled")].iloc[0]
     assert np.isfinite(row["value"])
     assert row["reason"] == "no specimen has all scanners: specimens with two or more scans"
@@ -186,3 +186,48 @@ def test_unseen_scanners_come_from_the_splits():
 def test_scopes():
     names = [scope.name for scope in estimates.scopes(["B", "A"], ())]
     assert names == ["pooled", "scanner:A", "scanner:B", "pair:A-B"]
+
+
+def test_metrics_at_the_tuned_threshold_use_each_models_own():
+    frame = predictions("paired")
+    rng = np.random.default_rng(0)
+    models = frame[["fold", "seed"]].drop_duplicates()
+    cuts = models.assign(arm="paired", threshold=rng.uniform(0.2, 0.8, len(models)), reason="")
+    cuts.iloc[0, cuts.columns.get_loc("reason")] = "tuning scans of one class"
+    table, _, by_model = evaluation.evaluate({"paired": frame}, "paired", "binary", SETTINGS, cuts=cuts)
+    rows = by_model[(by_model["metric"] == "balanced_accuracy_tuned") & (by_model["scope"] == "scanner:A")]
+    assert len(rows) == len(models)
+    for row in rows.to_dict("records"):
+        ours = frame[(frame["scanner"] == "A") & (frame["seed"] == row["seed"]) & (frame["fold"] == row["fold"])]
+        cut = cuts[(cuts["seed"] == row["seed"]) & (cuts["fold"] == row["fold"])].iloc[0]
+        if cut["reason"]:
+            assert np.isnan(row["value"])
+            assert row["reason"] == "tuning scans of one class"
+        else:
+            expected = metrics.balanced_accuracy(ours["label"], ours["p"], cut["threshold"])
+            assert row["value"] == pytest.approx(expected, abs=1e-12)
+    same = cuts.assign(threshold=0.5, reason="")
+    table, _, _ = evaluation.evaluate({"paired": frame}, "paired", "binary", SETTINGS, cuts=same)
+    for name in ("agreement", "kappa", "balanced_accuracy"):
+        ours, fixed = (table[table["metric"] == metric].reset_index() for metric in (f"{name}_tuned", name))
+        pd.testing.assert_frame_equal(ours.drop(columns=["index", "metric"]), fixed.drop(columns=["index", "metric"]))
+
+
+def test_without_tuning_scans_the_tuned_metrics_say_so(tables):
+    table, _ = tables
+    rows = table[table["metric"] == "kappa_tuned"]
+    assert rows["value"].isna().all()
+    assert set(rows.loc[rows["seed"] == "mean", "reason"]) == {"no tuning scans were scored"}
+
+
+def test_the_models_average_to_the_table():
+    frame = predictions("robust")
+    table, _, by_model = evaluation.evaluate({"robust": frame}, "paired", "binary", SETTINGS, ("D",))
+    by_model = by_model[by_model["value"].notna()]
+    folds = by_model.groupby(["metric", "scope", "seed"])[["value", "weight"]].apply(
+        lambda rows: np.average(rows["value"], weights=rows["weight"])
+    )
+    means = folds.groupby(["metric", "scope"]).mean()
+    listed = table[table["seed"] == "mean"].set_index(["metric", "scope"])["value"]
+    assert means.to_numpy() == pytest.approx(listed.reindex(means.index).to_numpy(), abs=1e-12)
+    assert {"auc", "inconsistency", "rmse", "spread"} <= set(means.index.get_level_values(0))

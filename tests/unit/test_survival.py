@@ -89,3 +89,60 @@ def test_log_rank_equals_lifelines(seed):
 def test_undefined_says_why(call, reason):
     with pytest.raises(Undefined, match=reason):
         call()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_log_rank_p_equals_lifelines(seed):
+    time, event, p = cohort(seed)
+    high = p >= 0.5
+    expected = logrank_test(time[high], time[~high], event[high], event[~high]).p_value
+    assert survival.log_rank_p(time, event, high) == pytest.approx(expected, rel=1e-9)
+    with pytest.raises(Undefined, match="only one risk group"):
+        survival.log_rank_p(time, event, p >= 0)
+    with pytest.raises(Undefined, match="no events"):
+        survival.log_rank_p(time, 0 * event, high)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rank_log_hazard_ratio_is_the_first_step_of_coxs_model(seed):
+    rng = np.random.default_rng(seed)
+    time, event, risk = rng.permutation(40) + 1.0, rng.integers(0, 2, 40), rng.normal(size=40)
+    x = (np.argsort(np.argsort(risk)) + 0.5) / 40
+
+    def loss(beta):
+        at_risk = time[None, :] >= time[:, None]
+        return -np.sum(event * (beta * x - np.log(np.sum(at_risk * np.exp(beta * x)[None, :], axis=1))))
+
+    h = 1e-4
+    gradient = (loss(h) - loss(-h)) / (2 * h)
+    curvature = (loss(h) - 2 * loss(0) + loss(-h)) / h**2
+    value = survival.rank_log_hazard_ratio(time, event, risk)
+    assert value == pytest.approx(-gradient / curvature, rel=1e-5)
+    assert survival.rank_log_hazard_ratio(time, event, np.exp(5 * risk)) == pytest.approx(value)  # ranks only
+    assert survival.rank_log_hazard_ratio(time, event, -risk) == pytest.approx(-value)
+    twin, weight = weighted.rank_log_hazard_ratio(time, event, risk, np.ones((2, 40)))
+    assert twin == pytest.approx([value] * 2, abs=1e-9)
+    assert weight == pytest.approx([curvature] * 2, rel=1e-4)
+
+
+def test_rank_log_hazard_ratio_with_two_scores_is_that_of_the_groups_between_their_ranks():
+    time, event, _ = cohort(1)
+    high = np.arange(time.size) % 4 == 0
+    distance = 0.5  # mean ranks of the two groups, (1 - share) / 2 and 1 - share / 2, are half a rank apart
+    by_group = survival.log_hazard_ratio(time, event, high.astype(float))
+    assert survival.rank_log_hazard_ratio(time, event, high * 3.0) == pytest.approx(by_group / distance)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (([1, 2], [1, 1], [0.5, 0.5]), "all scores are equal"),
+        (([1, 2], [0, 0], [0.2, 0.5]), "no events"),
+        (([2, 1], [1, 0], [0.2, 0.5]), "no event while scores differed"),
+        (([], [], []), "no scans"),
+        (([1], [1], [np.nan]), "non-finite scores"),
+    ],
+)
+def test_no_rank_log_hazard_ratio_is_said(arguments, reason):
+    with pytest.raises(Undefined, match=reason):
+        survival.rank_log_hazard_ratio(*arguments)

@@ -14,6 +14,7 @@ rule evaluate_predictions:
             scripts("isoslide/measures.py"),
             scripts("isoslide/metrics.py"),
             scripts("isoslide/survival.py"),
+            scripts("isoslide/thresholds.py"),
             scripts("isoslide/uncertainty.py"),
             scripts("isoslide/weighted.py"),
         ],
@@ -35,6 +36,8 @@ rule evaluate_predictions:
             category="Tables",
             labels={"task": "{task}", "encoder": "{encoder}", "table": "comparisons"},
         ),
+        by_model="results/evaluations/{task}/{encoder}/by_model.tsv",
+        thresholds="results/evaluations/{task}/{encoder}/thresholds.tsv",
     log:
         "results/logs/evaluate_predictions/{task}/{encoder}.log",
     benchmark:
@@ -59,7 +62,9 @@ rule evaluate_predictions:
             --control {params.control:q} \
             --settings {params.settings:q} \
             --metrics {output.metrics:q} \
-            --comparisons {output.comparisons:q} &>{log:q}
+            --comparisons {output.comparisons:q} \
+            --by-model {output.by_model:q} \
+            --thresholds {output.thresholds:q} &>{log:q}
         """
 
 
