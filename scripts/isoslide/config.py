@@ -149,6 +149,8 @@ def _check_task(name: str, task: Mapping[str, Any], arms: Mapping[str, Mapping[s
     if kind not in ("regression", "cox", "hazard"):
         return
     for arm, settings in arms.items():
+        if settings["balance"]:
+            raise ConfigError(f"config arms.{arm}.balance: task {name!r} ({kind}) has no classes: leave it out")
         if settings["score_weight"] and settings["score_loss"] != "mse":
             raise ConfigError(
                 f"config arms.{arm}.score_loss: {settings['score_loss']!r} compares probabilities of classes, of which "

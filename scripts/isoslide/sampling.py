@@ -7,6 +7,7 @@ sampler see the same batches in the same order, and a model sees the same howeve
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -148,13 +149,19 @@ def check_scanners(folds: Sequence[Sequence[str]], arm: str) -> None:
 
 
 def paired(
-    fold: Sequence[Specimen], bags: Bags, rng: np.random.Generator, n_specimens: int, n_tiles: int
+    fold: Sequence[Specimen],
+    bags: Bags,
+    rng: np.random.Generator,
+    n_specimens: int,
+    n_tiles: int,
+    balance: bool = False,
 ) -> Iterator[Batch]:
     """Yield batches of `n_specimens`: two scans on different scanners in random order, the same tiles in both.
 
     A specimen without a pair fills both places with one scan; it trains the task and is masked out of the pair losses.
+    With `balance` each batch has as many specimens of every class.
     """
-    for chosen in _epochs(len(fold), n_specimens, rng):
+    for chosen in _draws(fold, n_specimens, rng, balance):
         batch = _empty(2 * n_specimens, n_tiles)
         for slot, number in enumerate(chosen):
             specimen = fold[number]
@@ -173,10 +180,15 @@ def paired(
 
 
 def unpaired(
-    fold: Sequence[Specimen], bags: Bags, rng: np.random.Generator, n_specimens: int, n_tiles: int
+    fold: Sequence[Specimen],
+    bags: Bags,
+    rng: np.random.Generator,
+    n_specimens: int,
+    n_tiles: int,
+    balance: bool = False,
 ) -> Iterator[Batch]:
-    """Yield batches of `n_specimens`: one scan of each at random, random tiles of it."""
-    for chosen in _epochs(len(fold), n_specimens, rng):
+    """Yield batches of `n_specimens`: one scan of each at random, random tiles of it; `balance` as in `paired`."""
+    for chosen in _draws(fold, n_specimens, rng, balance):
         batch = _empty(n_specimens, n_tiles)
         for slot, number in enumerate(chosen):
             specimen = fold[number]
@@ -189,6 +201,26 @@ def unpaired(
 def stack(batches: Sequence[Batch]) -> Batch:
     """Join the batches of several models along the model axis."""
     return Batch(**{name: np.concatenate([getattr(b, name) for b in batches]) for name in Batch.__dataclass_fields__})
+
+
+def _draws(fold: Sequence[Specimen], size: int, rng: np.random.Generator, balance: bool) -> Iterator[np.ndarray]:
+    """Yield `size` numbers of specimens; balanced, as many of each class, or one more where they do not go up evenly.
+
+    Each class is a deck of its own that is shuffled again when it is used up, so that its specimens come equally often.
+    """
+    if not balance:
+        yield from _epochs(len(fold), size, rng)
+    labels = np.array([specimen.label for specimen in fold])
+    decks = [_endless(np.flatnonzero(labels == label), rng) for label in np.unique(labels)]
+    while True:
+        more = rng.permutation(len(decks)) < size % len(decks)
+        counts = size // len(decks) + more
+        yield np.concatenate([list(islice(deck, int(n))) for deck, n in zip(decks, counts, strict=True)]).astype(int)
+
+
+def _endless(numbers: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
+    while True:
+        yield from rng.permutation(numbers)
 
 
 def _epochs(n: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -125,6 +125,8 @@ def folds(rows: pd.DataFrame, bags: Bags, arm: Mapping[str, Any], task: Mapping[
         trains, tunes = own[own["role"] == "train"], own[own["role"] == "tune"]
         specimens = sampling.specimens(trains, bags, arm.get("scanner"))
         fitted = {} if kind.lacks(specimens, outputs) else kind.fit(specimens, outputs)
+        if arm.get("balance") and "class_weights" in fitted:
+            fitted["class_weights"] = [1 / outputs] * outputs  # the batches are balanced already
         tuning = selection.tuning(tunes, bags.index, task["type"], fitted)
         scanners = sampling.scanners(trains, bags, arm.get("scanner"))
         codes = {name: code for code, name in enumerate(scanners)}
@@ -191,7 +193,7 @@ def train(
     """
     tiles = steps.Tiles(bags.tensor(), torch.device(device), steps.PRECISIONS[settings["precision"]])
     run = _start(models, shape, arm, settings, tiles.device)
-    batches = _batches(models, bags, arm["sampler"], n_specimens, n_tiles)
+    batches = _batches(models, bags, arm, n_specimens, n_tiles)
     fitted = {name: value.to(device) for name, value in tasks.stack([model.fold.fitted for model in models]).items()}
     parameters = run.optimiser.param_groups[0]["params"]
     done = file.load(run) if file else 0
@@ -252,10 +254,11 @@ def _start(
 
 
 def _batches(
-    models: Sequence[Model], bags: Bags, sampler: str, n_specimens: int, n_tiles: int
+    models: Sequence[Model], bags: Bags, arm: Mapping[str, Any], n_specimens: int, n_tiles: int
 ) -> Iterator[sampling.Batch]:
-    draw = sampling.paired if sampler == "paired" else sampling.unpaired
-    sources = [draw(model.fold.specimens, bags, model.batches, n_specimens, n_tiles) for model in models]
+    draw = sampling.paired if arm["sampler"] == "paired" else sampling.unpaired
+    balance = arm.get("balance", False)
+    sources = [draw(model.fold.specimens, bags, model.batches, n_specimens, n_tiles, balance) for model in models]
     while True:
         yield sampling.stack([next(source) for source in sources])
 

@@ -42,6 +42,10 @@ def test_defaults_are_filled_at_every_depth():
             {"arms": {"a": {"sampler": "single", "scanner": "A"}}, "splits": {"by": "scanner"}},
             r"config arms.a: a 'single' arm has no training scans in the fold that leaves its scanner out",
         ),
+        (
+            {"arms": {"paired": {"sampler": "paired", "balance": True}}, "tasks": {"t": COX}},
+            r"config arms.paired.balance: task 't' \(cox\) has no classes",
+        ),
         ({"arms": {"a": {"sampler": "single"}}}, r"config arms.a: 'scanner' goes with sampler 'single'"),
         ({"arms": {"a": {"sampler": "mixed", "score_weight": 1}}}, r"config arms.a: a robustness loss needs pairs"),
         ({"tasks": {"t": {"type": "binary", "label": "x", "positive": "y"}}}, r"config control: no arm 'paired'"),

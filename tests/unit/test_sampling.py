@@ -134,3 +134,27 @@ def test_cohorts_that_cannot_serve_an_arm_are_refused_in_one_line():
         sampling.check(
             [sampling.specimens(rows, bags, "X")], "single", "one", "X", lambda fold: "none" if not fold else ""
         )
+
+
+@pytest.mark.parametrize(("draw", "size"), [(sampling.paired, 4), (sampling.unpaired, 6), (sampling.unpaired, 5)])
+def test_balanced_batches_have_every_class_alike_and_every_specimen_of_a_class_as_often(draw, size):
+    rows, bags = cohort(n=12)
+    rows["label"] = ["1" if specimen in ("S0", "S5", "S7") else "0" for specimen in rows["specimen"]]
+    fold = sampling.specimens(rows, bags)
+    counts, seen = np.zeros(2), np.zeros(12)
+    for batch in islice(draw(fold, bags, rng(), size, 3, True), 90):
+        own = batch.labels[0, :size].astype(int)
+        assert abs((own == 1).sum() - size / 2) <= 0.5
+        counts += np.bincount(own, minlength=2)
+        seen += np.bincount(bags.features[batch.rows[0, :size, 0], 0].astype(int), minlength=12)
+    assert counts == pytest.approx(45 * size, rel=0.1)
+    for label in "01":
+        of_class = sorted({int(name[1:]) for name in rows.loc[rows["label"] == label, "specimen"]})
+        assert np.ptp(seen[of_class]) <= 1
+
+
+def test_matched_arms_draw_the_same_balanced_batches():
+    rows, bags = cohort(n=12)
+    fold = sampling.specimens(rows, bags)
+    one, other = (list(islice(sampling.paired(fold, bags, rng(5), 4, 3, True), 5)) for _ in range(2))
+    assert all((a.rows == b.rows).all() for a, b in zip(one, other, strict=True))

@@ -273,3 +273,15 @@ def test_optimisers_and_schedules_from_the_config_run():
     models = run(rows, bags, arm, steps=60, n_folds=1, optimiser="adamw_cosine", learning_rate=0.01)
     assert all(model.curve[-1]["task"] < model.curve[0]["task"] for model in models)
     assert models[0].curve[-1]["lr"] < 1e-5
+
+
+def test_balanced_batches_need_no_class_weights():
+    rows, bags = cohort()
+    rows = rows[~rows["specimen"].isin(("S01", "S03", "S05", "S07"))]
+    plain, balanced = (
+        training.folds(rows, bags, ARM | {"balance": balance}, {"type": "binary"}, 2)[0].fitted["class_weights"]
+        for balance in (False, True)
+    )
+    assert plain[0] < plain[1]
+    assert balanced == [0.5, 0.5]
+    assert run(rows, bags, {"balance": True}, steps=60, n_folds=1, seeds=(0,))[0].score.metric > 0.9
