@@ -56,15 +56,16 @@ def read_scan(row: Row, settings: Mapping[str, Any], mpp: tuple[float, float] | 
     found = foreign_features.read(*paths)
     if settings["unit"] != "auto":
         found.unit = settings["unit"]
-    tile_um = settings["tile_um"] or found.number("tile_size_um", "tile_um") or _own_tile_um(found)
+    tile_um = settings["tile_um"] or found.number("tile_size_um", "tile_um") or _side_um(found, mpp)
     return Source(found, foreign_features.digest(*paths), _um_per_unit(found, tile_um, mpp), tile_um)
 
 
-def _own_tile_um(found: Found) -> float:
-    """Return the side that an Isoslide file, or one of STAMP 2.0, says by other names; 0 for all else."""
+def _side_um(found: Found, mpp: tuple[float, float] | None) -> float:
+    """Return the side of a tile as files of STAMP 2.0, Isoslide and TRIDENT imply it; 0 where it is not known."""
     if found.unit == "um":
         return found.number("tile_size")
-    return found.number("tile_px") * found.number("mpp")
+    own = found.number("tile_px") * found.number("mpp")
+    return own or (found.number("patch_size_level0") * sum(mpp) / 2 if mpp else 0.0)
 
 
 def _um_per_unit(found: Found, tile_um: float, mpp: tuple[float, float] | None) -> np.ndarray | None:
@@ -228,10 +229,12 @@ def _write(path: Path, name: str, source: Source, identity: Identity) -> str:
     if features_file.stored_key(path) != key:
         coords = None if found.coords is None else found.coords[order]
         values = found.features[order].astype(np.float16)
-        features_file.write(path, values, ids, coords, attrs | {"key": key}, {"unit": UNIT_NAMES[found.unit]})
+        kept = {name: found.attrs[name] for name in COORDS_ATTRS if name in found.attrs}
+        features_file.write(path, values, ids, coords, attrs | {"key": key}, kept | {"unit": UNIT_NAMES[found.unit]})
     return key
 
 
+COORDS_ATTRS = ("patch_size", "patch_size_level0", "overlap", "level0_width", "level0_height")
 UNIT_NAMES = {
     "level0_px": "level-0 px, top left corner",
     "um": "µm of the scan, top left corner",

@@ -58,6 +58,18 @@ def test_every_format_gives_the_same_file(tmp_path, name):
     assert (loaded.scans, loaded.dim, loaded.encoder, loaded.references) == (["s1"], 8, "mine", [""])
 
 
+def test_the_side_follows_from_what_is_known(tmp_path):
+    """TRIDENT says it in level-0 px, so µm per pixel give it; and it says µm per pixel where the side is given."""
+    foreign.trident(tmp_path / "s1.h5", *foreign.tiles())
+    attrs = content(run(tmp_path, [("s1", "", "A", "0.25")]).loc["s1"])[1]
+    assert (attrs["tile_um"], attrs["um_per_unit_x"]) == (128, 0.25)
+    row = run(tmp_path, [("s1", "", "A", "")], tile_um=128).loc["s1"]
+    assert content(row)[1]["um_per_unit_y"] == 0.25
+    with h5py.File(row["path"]) as file:
+        assert file["coords"].attrs["patch_size_level0"] == 512
+    assert "tile_um" not in content(run(tmp_path, [("s1", "", "A", "")]).loc["s1"])[1]
+
+
 def test_coordinates_in_one_frame_pair_scans(tmp_path):
     """The second scan misses three tiles and has one more; its corners are off by 10 µm: nine places are common."""
     features, corners = foreign.tiles()
