@@ -36,8 +36,9 @@ def main(argv: list[str] | None = None) -> None:
             f"stage {args.stage}: {len(table)} rows for {args.expect} scans of the sheet, {len(twice)} of them twice: "
             f"run the stage again with -R"
         )
-    if args.stage == "checks":
+    if "fingerprint" in table:  # of slides, and of features made elsewhere
         table = checks.mark_duplicates(table)
+    if args.stage == "checks":
         for line in checks.cohort_warnings(table):
             print(f"warning: {line}")
     bad = status.bad(table)
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     stopping = bad[bad["status"] != TOLERATED.get(args.stage)]
     # Which of two ids a file belongs to only the user knows, so a copy stops the run whatever the policy.
     if (bad["status"] == "duplicate_file").any():
-        cli.fail(f"stage {args.stage}: some scans are copies of one slide (listed above): mend the sheet")
+        cli.fail(f"stage {args.stage}: some scans have one and the same file (listed above): mend the sheet")
     if len(stopping) and args.on_bad_slide == "fail":
         cli.fail(
             f"stage {args.stage}: {len(stopping)} of {len(table)} scans cannot be used (listed above): mend them, or "

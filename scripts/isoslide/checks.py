@@ -126,7 +126,7 @@ def _check_plausible(mpp: tuple[float, float], what: str) -> None:
 
 
 def mark_duplicates(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the checks table with the status `duplicate_file` for scans whose files are one and the same slide."""
+    """Return a table with the status `duplicate_file` for scans whose files are one and the same (`fingerprint`)."""
     table = table.reset_index(drop=True)
     good = table[table["status"] == status.OK]
     if good.empty:  # then no row has the columns of a scan that opened
@@ -135,7 +135,7 @@ def mark_duplicates(table: pd.DataFrame) -> pd.DataFrame:
         for index in same.index if len(same) > 1 else []:
             others = ", ".join(same["scan"].drop(index))
             table.loc[index, "status"] = "duplicate_file"
-            table.loc[index, "reason"] = f"the same slide as scan {others}: correct a path, or exclude all but one"
+            table.loc[index, "reason"] = f"the same file as scan {others}: correct a path, or exclude all but one"
     return table
 
 

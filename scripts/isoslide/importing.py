@@ -167,7 +167,8 @@ def import_specimen(
         results: folder of the features files.
 
     Returns:
-        Rows of the status table, with `n_paired`, tiles that another scan of the specimen has too, and `why_alone`.
+        Rows of the status table, with `fingerprint` of the file, `n_paired`, the tiles that another scan of the
+        specimen has too, and `why_alone`.
     """
     sources, done = {}, []
     for row in rows:
@@ -184,7 +185,7 @@ def import_specimen(
             key = _write(path, name, sources[row["scan"]], names[row["scan"]])
             known = {"specimen": row["specimen"], "scanner": row["scanner"]}
             line = {"scan": row["scan"], "status": status.OK, "path": path, "key": key} | known
-            line["n_tiles"] = len(sources[row["scan"]].found.features)
+            line |= {"n_tiles": len(sources[row["scan"]].found.features), "fingerprint": sources[row["scan"]].digest}
             done.append(line | {"n_paired": shared[row["scan"]], "why_alone": names[row["scan"]].why_alone})
     return done
 

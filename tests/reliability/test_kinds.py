@@ -26,7 +26,7 @@ def test_a_dicom_slide_is_its_folder_or_one_of_its_files(tmp_path, shared):
     table = Stages(tmp_path, rows).checks()
     assert set(table["status"]) == {"ok"}
     assert table["width"].nunique() == 1
-    with pytest.raises(SystemExit, match="copies of one slide"):  # of one slide under two ids, too
+    with pytest.raises(SystemExit, match="one and the same file"):  # of one slide under two ids, too
         Stages(tmp_path, rows).collect("checks", "skip", 2)
 
 

@@ -46,11 +46,11 @@ def test_a_scan_that_was_not_registered_is_used_alone(tmp_path):
 def test_copies_of_one_slide_stop_the_run_under_any_policy(tmp_path, capsys):
     rows = [GOOD, GOOD | {"scan": "c"}, GOOD | {"scan": "d", "fingerprint": "f2"}]
     for policy in ("fail", "skip"):
-        with pytest.raises(SystemExit, match="copies of one slide"):
+        with pytest.raises(SystemExit, match="one and the same file"):
             run(tmp_path, rows, expect=3, policy=policy)
         printed = capsys.readouterr().out
-        assert "b (scanner A): duplicate_file: the same slide as scan c: correct a path" in printed
-        assert "c (scanner A): duplicate_file: the same slide as scan b" in printed
+        assert "b (scanner A): duplicate_file: the same file as scan c: correct a path" in printed
+        assert "c (scanner A): duplicate_file: the same file as scan b" in printed
         assert "d (scanner" not in printed
 
 

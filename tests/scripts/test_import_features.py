@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import collect_status
 import import_features
 from isoslide import bags, config, status
 
@@ -222,6 +223,17 @@ def test_what_stands_is_kept_and_what_changed_is_made_again(tmp_path):
     again = run(tmp_path, [("s1", "", "A", "")]).loc["s1"]
     assert again["key"] != first["key"]
     assert content(again)[0]["features"].mean() > 0.5
+
+
+def test_two_scans_with_one_file_stop_the_run(tmp_path):
+    """They would agree perfectly, whatever the scanners do."""
+    foreign.clam(tmp_path / "G.h5", *foreign.tiles())
+    foreign.clam(tmp_path / "H.h5", *foreign.tiles(seed=1))
+    rows = [("a", "G", "A", ""), ("b", "G", "B", ""), ("c", "H", "A", "")]
+    run(tmp_path, rows, path=f"{tmp_path}/{{specimen}}.h5")
+    arguments = ["--tables", str(tmp_path / "mine.tsv"), "--stage", "features/mine", "--expect", "3"]
+    with pytest.raises(SystemExit, match="some scans have one and the same file"):
+        collect_status.main([*arguments, "--on-bad-slide", "skip", "--output", str(tmp_path / "all.tsv")])
 
 
 def test_real_features_of_stamp(tmp_path, shared):
