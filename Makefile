@@ -32,9 +32,11 @@ check: install
 
 install: $(VENV)/installed
 
-# The pip blocks of envs/*.yaml are the one list of requirements.
-$(VENV)/installed: $(wildcard envs/*.yaml)
+# The pip blocks of envs/*.yaml are the one list of requirements; TRIDENT's are older and stay apart.
+ENVS := $(filter-out envs/trident.yaml,$(wildcard envs/*.yaml))
+
+$(VENV)/installed: $(ENVS)
 	$(PYTHON) -m venv $(VENV)
-	sed -n 's/^ *- \([A-Za-z0-9_-]*==.*\)/\1/p' envs/*.yaml | sort -u >$(VENV)/requirements.txt
+	sed -n 's/^ *- \([A-Za-z0-9_-]*==.*\)/\1/p' $(ENVS) | sort -u >$(VENV)/requirements.txt
 	$(BIN)/pip install --disable-pip-version-check -r $(VENV)/requirements.txt
 	touch $@

@@ -20,7 +20,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", nargs="+", help="check the encoders that these settings name; later files win")
-    what.add_argument("--encoders", nargs="+", help="ids in the registry, timm:NAME, or all")
+    what.add_argument("--encoders", nargs="+", help="ids in the registry, timm:NAME, trident:NAME, or all")
     parser.add_argument("--registry", default="resources/encoders.yaml", help="YAML file of encoders")
     parser.add_argument("--weights", default="resources/weights", help="folder of weights, where no config tells")
     parser.add_argument("--schema", default="workflow/schemas/config.schema.yaml", help="schema of the config")
@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     everything = names == ["all"]
     chosen = list(known) if everything else names
     if unknown := [name for name in chosen if name not in known]:
-        cli.fail(f"no encoder {unknown[0]!r} in {args.registry}: use one of {sorted(known)}, timm:NAME or all")
+        cli.fail(
+            f"no encoder {unknown[0]!r} in {args.registry}: use one of {sorted(known)}, timm:NAME, trident:NAME or all"
+        )
     rows = [readiness.check(known[name], Path(weights)) for name in chosen]
     print(readiness.table(rows))
     wrong = (readiness.BROKEN,) if everything else (readiness.BROKEN, readiness.MISSING)

@@ -17,7 +17,7 @@ from isoslide import cli, registry, weights
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    parser.add_argument("--encoders", nargs="+", required=True, help="ids in the registry, or timm:NAME")
+    parser.add_argument("--encoders", nargs="+", required=True, help="ids in the registry, timm:NAME or trident:NAME")
     parser.add_argument("--registry", default="resources/encoders.yaml", help="YAML file of encoders")
     parser.add_argument("--weights", default="resources/weights", help="folder of weights")
     return parser.parse_args(argv)
@@ -32,16 +32,19 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("httpx", "httpx2", "huggingface_hub"):  # every request, and each retry twice
         logging.getLogger(name).setLevel(logging.ERROR)
 
-    known = registry.load(args.registry)
+    try:
+        known = registry.load(args.registry, [name for name in args.encoders if name.startswith(registry.TRIDENT)])
+    except registry.RegistryError as error:
+        cli.fail(str(error))
     token = os.environ.get("HF_TOKEN")
     failures = []
     for name in args.encoders:
         if name not in known and not name.startswith(registry.TIMM):
-            cli.fail(f"no encoder {name!r} in {args.registry}: use one of {sorted(known)}, or timm:NAME")
+            cli.fail(f"no encoder {name!r} in {args.registry}: use one of {sorted(known)}, timm:NAME or trident:NAME")
         try:
             entry = known[name] if name in known else hub.timm_entry(name, args.weights, token)
             if not entry.hub:
-                logging.info("%s: comes with a package, nothing to fetch", name)
+                logging.info("%s: comes with a package, or is not on the hub: nothing to fetch", name)
                 continue
             found = hub.fetch(entry, args.weights, token)
         except (weights.EncoderError, registry.RegistryError) as error:

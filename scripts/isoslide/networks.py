@@ -10,6 +10,7 @@ from typing import Any
 import timm
 import timm.layers
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -161,9 +162,40 @@ def load_keep(entry: Encoder, path: Path) -> nn.Module:
     return filled(KeepTower, entry, path)
 
 
+class TridentNetwork(nn.Module):
+    """An encoder of TRIDENT, which prepares its pixels itself, from pictures, one by one."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the embedding (n, dim) of tiles (n, 3, tile_px, tile_px) with values from 0 to 1."""
+        tiles = (pixels.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        prepared = torch.stack([self.encoder.eval_transforms(Image.fromarray(tile)) for tile in tiles])
+        return self.encoder(prepared.to(pixels.device))
+
+
+def load_trident(entry: Encoder, path: Path) -> nn.Module:
+    """Return an encoder that TRIDENT builds, with weights that it reads.
+
+    Raises:
+        EncoderError: TRIDENT is not installed in this environment.
+    """
+    try:
+        from trident.patch_encoder_models import encoder_factory
+    except ImportError as error:
+        raise EncoderError(
+            f"encoder {entry.id}: TRIDENT cannot be imported ({error}): run this in the environment envs/trident.yaml, "
+            "which snakemake does with --software-deployment-method conda (docs/encoders.md)"
+        ) from error
+    return TridentNetwork(encoder_factory(entry.model, weights_path=str(path)))
+
+
 # By the registry's `loader`: the function, then what it calls; a change of any of them makes the features again.
 LOADERS: dict[str, tuple[Callable, ...]] = {
     "timm": (load_timm, filled, timm_network),
     "conch": (load_conch, filled, timm_network, ConchTower, AttentionPooler),
     "keep": (load_keep, filled, timm_network, KeepTower),
+    "trident": (load_trident, TridentNetwork),
 }

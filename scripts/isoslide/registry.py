@@ -17,6 +17,7 @@ CHOICES = {
 }
 SETTINGS = "config.json"  # of a timm model, as the hub names it
 TIMM = "timm:"  # what a config puts before the name of any timm model
+TRIDENT = "trident:"  # and before the name of an encoder that TRIDENT builds and runs
 
 
 class RegistryError(ValueError):
@@ -71,10 +72,10 @@ class Encoder:
 
 
 def load(path: str | Path, names: Iterable[str] = (), weights: str | Path = "") -> dict[str, Encoder]:
-    """Return all entries by id, and an entry for each of `names` that names a timm model.
+    """Return all entries by id, and an entry for each of `names` that names a model of timm or TRIDENT.
 
     Args:
-        path: the YAML file of the registry.
+        path: the YAML file of the registry; TRIDENT's table lies beside it.
         names: encoders that are asked for, as in the config.
         weights: folder of the weights, where the settings of timm models lie.
 
@@ -86,7 +87,28 @@ def load(path: str | Path, names: Iterable[str] = (), weights: str | Path = "") 
     for name in names:
         if name.startswith(TIMM):
             found[name] = timm_entry(name, weights)
+        elif name.startswith(TRIDENT):
+            found[name] = trident_entry(name, Path(path).with_name("trident.yaml"))
     return found
+
+
+def trident_entry(name: str, path: str | Path) -> Encoder:
+    """Return the entry of `trident:NAME` from the table of TRIDENT's encoders.
+
+    Its pixels are left to TRIDENT, which gets them as they were read: hence mean 0 and standard deviation 1.
+
+    Raises:
+        RegistryError: the table has no such encoder.
+    """
+    model = name.removeprefix(TRIDENT)
+    table = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if model not in table:
+        raise RegistryError(f"encoder {name}: not in {path}: use one of {[TRIDENT + key for key in sorted(table)]}")
+    found = {"mpp": 0.5} | table[model]
+    found |= {"name": f"{model} (by TRIDENT)", "loader": "trident", "model": model, "pooling": "model"}
+    found |= {"weights": f"trident/{model}/{found['weights']}", "mean": (0, 0, 0), "std": (1, 1, 1), "pathology": True}
+    found |= {"citation": "see its page; run by TRIDENT, Zhang et al. 2025, arXiv 2502.06750"}
+    return _entry(name, found, str(path))
 
 
 def timm_entry(name: str, weights: str | Path) -> Encoder:

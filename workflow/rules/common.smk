@@ -132,6 +132,13 @@ def registrations_of_import(wildcards):
     return [f"results/status/{stage}/{wildcards.batch}.tsv" for stage in stages]
 
 
+def environment_of_encoder(wildcards):
+    """Encoders that TRIDENT runs need its own, older versions."""
+    if REGISTRY[wildcards.encoder].loader == "trident":
+        return "../../envs/trident.yaml"
+    return "../../envs/torch.yaml"
+
+
 def weights_of_encoder(wildcards):
     """Nothing; but where weights are missing the run ends here, before its first job, not after hours of tiles."""
     if not os.path.exists(

@@ -38,7 +38,7 @@ rule extract_features:
     wildcard_constraints:
         encoder=one_of([*NATIVE, *STAINED]),
     conda:
-        "../../envs/torch.yaml"
+        environment_of_encoder
     threads: 8 if config["device"] == "cuda" else 1  # on a busy CPU one thread a job wastes least
     resources:
         mem_mb=lambda wc, attempt: 16000 * attempt,
