@@ -82,8 +82,6 @@ def check(config: Mapping[str, Any], registry: Mapping[str, Encoder]) -> None:
     for name in imported:
         if name in registry:
             raise ConfigError(f"config import.{name}: the registry has an encoder of that name: choose another")
-    if config["heatmaps"] and set(config["encoders"]) <= set(imported):
-        raise ConfigError("config heatmaps: drawn on slides, not for imported features: remove it, or add an encoder")
     if config["tasks"] and config["control"] not in config["arms"]:
         raise ConfigError(f"config control: no arm {config['control']!r}: use one of {sorted(config['arms'])}")
     _check_training(config)

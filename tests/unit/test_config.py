@@ -34,7 +34,6 @@ def test_defaults_are_filled_at_every_depth():
         ({"splits": {"folds": 1}}, r"config splits.folds: 1 is less than the minimum of 2"),
         ({"device": "gpu"}, r"config device: 'gpu' is not one of \['cpu', 'cuda'\]"),
         ({"encoders": ["unii"]}, r"config encoders: no encoder 'unii'"),
-        ({"encoders": ["m"], "import": {"m": {"path": "{scan}.h5"}}, "heatmaps": ["s"]}, r"config heatmaps: drawn on"),
         ({"import": {"m": {"path": "{scan}.h5", "unit": "px"}}}, r"config import.m.unit: 'px' is not one of"),
         ({"import": {"m": {}}}, r"config import.m: 'path' is a required property"),
         ({"tasks": {"t": {"type": "binary", "label": "x"}}}, r"config tasks.t: 'positive' is a required property"),
