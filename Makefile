@@ -20,7 +20,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
-# Every encoder of the registry at full size, with random weights: 12 GB of memory, 20 GB of disk, minutes.
+# Every encoder of the registry at full size, with random weights: 5 GB of disk, three times that of memory, an hour or more.
 test-encoders: install
 	$(BIN)/python -m pytest -m full_size -s tests/unit/test_networks.py
 
