@@ -1,5 +1,6 @@
 # make demo    set up .venv and run the demo cohort from slides to report (minutes, no GPU, no downloads but packages)
 # make test    all tests
+# make slurm   what the tests on a SLURM cluster need (Debian packages, as root); without it they are skipped
 # make check   style: ruff, snakefmt, snakemake --lint
 
 PYTHON ?= python3.11
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-encoders check install
+.PHONY: demo test slurm test-encoders check install
 
 # Bars on a terminal, lines elsewhere.
 PROGRESS := $(shell test -t 2 && echo "--logger rich" || echo "--quiet rules host")
@@ -19,6 +20,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+slurm:
+	tests/slurm/cluster.sh packages
 
 # Every encoder of the registry at full size, with random weights: 5 GB of disk, three times that of memory, an hour or more.
 test-encoders: install

@@ -41,6 +41,8 @@ def output(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        with open(path, "rb"):  # a shared disk shows it to other machines once this one has seen it itself
+            pass
     except (OSError, RuntimeError) as error:  # HDF5 raises RuntimeError where it fails on closing
         why = _refusal(error)
         if why is None:
@@ -62,6 +64,11 @@ def sweep(folder: str | Path, older_than: float = 86_400) -> None:
                 with suppress(OSError):  # another job was faster, or the place is read-only
                     if entry.stat().st_mtime < time.time() - older_than:
                         os.unlink(entry.path)
+
+
+def cannot_lock(error: BaseException) -> bool:
+    """Return whether HDF5 gave up on locking a file: another process holds it, or its disk has no locks."""
+    return isinstance(error, OSError) and "lock file" in str(error)
 
 
 def _refusal(error: OSError | RuntimeError) -> str | None:

@@ -51,7 +51,7 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
     """Print an error that the user can mend as one line, any other with its traceback."""
     if isinstance(error, atomic.WriteError):
         logging.error("%s", error)
-    elif isinstance(error, BlockingIOError) and "lock file" in str(error):
+    elif atomic.cannot_lock(error):
         text = "an HDF5 file is locked, or its disk cannot lock: set HDF5_USE_FILE_LOCKING=FALSE and run again (%s)"
         logging.error(text, " ".join(str(error).split()))
     else:

@@ -47,6 +47,8 @@ def stored_key(path: Path) -> str:
         with h5py.File(path, "r") as file:
             return str(file.attrs.get("key", ""))
     except OSError as error:
+        if atomic.cannot_lock(error):  # the file may be good: it is not made again because its disk has no locks
+            raise
         if path.exists():
             logging.warning("%s cannot be read and is made again: %s", path, error)
         return ""

@@ -72,6 +72,9 @@ def start_and_kill(folder):
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     assert run.returncode == -signal.SIGKILL
+    refused = snakemake(folder, "tissue")  # the message names the one command
+    assert refused.returncode == 1
+    assert "It can be removed with the --unlock argument" in " ".join(refused.stderr.split())
     succeed(folder, "--unlock")
 
 
@@ -172,6 +175,14 @@ def test_a_rerun_of_an_early_stage_keeps_what_stands(demo):
     times = [path.stat().st_mtime_ns for path in files]
     succeed(demo, "features", "-R", "extract_features", "--until", "extract_features")
     assert [path.stat().st_mtime_ns for path in files] == times
+
+
+def test_one_scan_by_hand_from_the_printed_command(demo):
+    text = succeed(demo, "-n", "-p", "-R", "segment_tissue", "--until", "segment_tissue")
+    command, checks = re.search(r"(python scripts/segment_tissue\.py +--checks (\S+) .*?) &>", text).groups()
+    scan = status.read(demo / checks)["scan"].iloc[0]
+    subprocess.run(["bash", "-c", f"{command} --scans {scan} --output one.tsv"], cwd=demo, check=True)
+    assert status.read(demo / "one.tsv")["scan"].tolist() == [scan]
 
 
 def test_snakemakes_own_report(demo):

@@ -97,3 +97,12 @@ def test_tiles_on_a_full_disk_leave_no_half_file(stages, monkeypatch):
             assert not [path for path in folder.iterdir() if path.name.startswith(".")]
         finally:
             subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_scratch_folder_does_not_matter(stages, small_disk):
+    """Jobs write beside their results and nowhere else: no slide, tile or feature goes through TMPDIR (G-M2)."""
+    (small_disk / "filler").write_bytes(bytes(40_000 - 4096))
+    environment = {**os.environ, "TMPDIR": str(small_disk)}
+    done = subprocess.run(command(stages, stages.folder / "outlines"), capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]

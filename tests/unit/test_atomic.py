@@ -102,3 +102,9 @@ def test_sweep_removes_only_old_rests(tmp_path):
     assert not rest.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".a.tmp", ".hidden.h5", "a b.h5", "a.12345678.tmp.h5"]
     atomic.sweep(tmp_path / "absent")
+
+
+def test_a_file_that_is_not_there_after_its_renaming_fails_the_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic.os, "replace", lambda source, target: None)
+    with pytest.raises(FileNotFoundError, match="table.tsv"), atomic.output(tmp_path / "table.tsv") as temporary:
+        temporary.write_text("x")

@@ -36,7 +36,9 @@ try:
     REGISTRY |= {name: REGISTRY[encoder] for name, encoder in STAINED.items()}
     REGISTERED = [n for n in IMPORTED if imports.needs_slides(config["import"][n])]
     USES_SLIDES = bool(NATIVE or REGISTERED)
-    if USES_SLIDES:
+    if (
+        USES_SLIDES and workflow.is_main_process
+    ):  # not in every job: it is a look at each slide on a shared disk
         sheet.check_paths(SHEET, config["sheet"])
     for name in IMPORTED:
         imports.check(name, config["import"][name], SHEET)
@@ -44,6 +46,7 @@ try:
 except (configuration.ConfigError, registry.RegistryError, sheet.SheetError) as error:
     cli.fail(str(error))
 
+SHEET = SHEET.sort_values("scan")  # so that the order of its rows starts no job
 BATCHES = sheet.batches(SHEET, config["batch_size"])
 ENCODERS = config["encoders"]
 TILES = sorted({REGISTRY[encoder].tile for encoder in NATIVE})

@@ -128,7 +128,7 @@ rule evaluate_metadata:
         status=[
             *with_slides("results/status/checks.tsv", "results/status/tissue.tsv"),
             (
-                f"results/status/tiles/{TILES[0]}.tsv"
+                f"results/status/tiles/{REGISTRY[NATIVE[0]].tile}.tsv"
                 if NATIVE
                 else f"results/status/features/{ENCODERS[0]}.tsv"
             ),
