@@ -15,8 +15,7 @@ import logging
 from pathlib import Path
 
 from isoslide import atomic, cli, evaluation, status, thresholds
-
-KINDS = ("binary", "survival")
+from isoslide.measures import MAIN
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,16 +42,17 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
     kind = args.settings["task"]["type"]
-    if kind not in KINDS:
-        cli.fail(f"task type {kind!r} is not evaluated (allowed: {', '.join(KINDS)})")
+    if kind not in MAIN:
+        cli.fail(f"task type {kind!r} is not evaluated (allowed: {', '.join(MAIN)})")
     frames = {path.stem: evaluation.read_predictions(path) for path in args.predictions}
     models = {path.parent.name: status.read(path) for path in args.models}
-    unseen = evaluation.unseen_scanners(status.read(args.splits))
+    splits = status.read(args.splits)
+    unseen, classes = evaluation.unseen_scanners(splits), evaluation.class_names(splits, kind)
     tuning = {path.stem: evaluation.read_predictions(path, "tune") for path in args.predictions}
     cuts = thresholds.choose(tuning, kind)
     with cli.timed("evaluation"):
         metrics, comparisons, by_model = evaluation.evaluate(
-            frames, args.control, kind, args.settings["evaluation"], unseen, models, cuts
+            frames, args.control, kind, args.settings["evaluation"], unseen, models, cuts, classes
         )
     for arm in frames:
         if reason := evaluation.is_collapsed(metrics, arm):

@@ -1,10 +1,10 @@
 """Generated results of a whole run, for the tests of the evaluation and the report: no slide, no model.
 
 60 patients (some with two specimens) x 4 scanners, scanner D never trained on, 5 folds x 3 seeds, a binary and a
-survival task, four arms: `mixed` and `paired` (scanner effect 0.9), `robust` (0.35) and `robust_reference`, which has
-collapsed for response: scores near 0.5, small scanner effect, no signal.
+survival task (more kinds: `MORE`), four arms: `mixed` and `paired` (scanner effect 0.9), `robust` (0.35) and
+`robust_reference`, which has collapsed for response: scores near 0.5, small scanner effect, no signal.
 
-By hand, to look at a page: `python tests/fake_results.py FOLDER`.
+By hand, to look at a page: `python tests/fake_results.py FOLDER [TASK ...]`.
 """
 
 import itertools
@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
+
+from isoslide import outcomes
 
 SCANNERS = ("A", "B", "C", "D")
 SHIFT = {"A": -0.8, "B": 0.1, "C": 0.9, "D": 0.4}
@@ -47,6 +49,14 @@ CONFIG = {
     "evaluation": {"resamples": 200, "seed": 1, "level": 0.95, "sample_specimens": 200, "sample_tiles": 8},
 }
 
+MORE = {
+    "grade": {"type": "multiclass", "label": "grade", "classes": ["low", "middle", "high"]},
+    "percent": {"type": "regression", "label": "percent"},
+    "risk": {"type": "survival", "loss": "cox", "time": "months", "event": "event"},
+}
+"""Tasks of the other kinds."""
+TASKS = CONFIG["tasks"] | MORE
+
 
 def make_sheet(patients: int = 60, seed: int = 0) -> pd.DataFrame:
     """Return a sample sheet in which positives train on A and B, negatives on B and C, mostly; D only in test."""
@@ -75,6 +85,8 @@ def make_sheet(patients: int = 60, seed: int = 0) -> pd.DataFrame:
                         "response": response,
                         "months": str(months),
                         "event": str(event),
+                        "grade": ("low", "middle", "high")[number % 3],
+                        "percent": str(10 * (number % 7)),
                     }
                 )
     return pd.DataFrame(rows)
@@ -89,6 +101,11 @@ def make_splits(sheet: pd.DataFrame, kind: str) -> pd.DataFrame:
         tested, tune = (number // 2) % FOLDS == fold, (number // 2) % FOLDS == (fold + 1) % FOLDS
         role = np.where(tested, "test", np.where(sheet["split"] == "test", "unused", np.where(tune, "tune", "train")))
         table = sheet[["scan", "specimen", "patient", "scanner"]].assign(fold=fold, role=role)
+        if kind in ("multiclass", "regression", "cox"):
+            settings = next(task for task in MORE.values() if outcomes.kind_of(task) == kind)
+            names = ["label", "class", "time", "event"]
+            tables.append(table.join(outcomes.outcomes(sheet, "task", settings)[names]))
+            continue
         positive = (sheet["response"] == "positive").astype(int)
         table["label"] = positive.astype(str) if kind == "binary" else ""
         months, event = sheet["months"].astype(float), sheet["event"] == "1"
@@ -116,19 +133,33 @@ def make_predictions(splits: pd.DataFrame, arm: str, kind: str, seed: int = 0) -
             rng = np.random.default_rng([seed, len(arm), len(kind), *([1] if role == "tune" else [])])
         scans = splits[splits["role"] == role].sort_values(["fold", "scan"])
         for fold, rows in scans.groupby("fold"):
-            outcome = rows["label"].astype(float) if kind == "binary" else 1 - np.log1p(rows["time"].astype(float)) / 4
+            outcome = outcome_of(rows, kind)
             table = rows.drop(columns=["class"]).assign(fold=fold, seed=model_seed)
             shift = rows["scanner"].map(SHIFT) * rng.uniform(0.6, 1.4)
             signal = setting["signal"] * 1.2 * (outcome - 0.5) + 0.6 * rows["specimen"].map(noise)
             logit = signal + setting["scanner"] * shift + rng.normal(0, 0.35 * setting["scanner"] + 0.1, len(rows))
             table["logit"] = setting["scale"] * (logit + rng.normal(0, 0.2))
             table["p"] = 1 / (1 + np.exp(-table["logit"]))
+            if kind == "regression":
+                table["p"] = 30 + 15 * table["logit"]
+            if kind == "multiclass":
+                each = np.exp([2 * table["logit"] * (c - 1) - abs(c - 1) * setting["scale"] / 2 for c in range(3)])
+                table[["p_0", "p_1", "p_2"]] = (each / each.sum(0)).T
+                table["p"] = table[["p_0", "p_1", "p_2"]].max(axis=1)
             table["n_tiles"] = 24
             bad = arm == "robust_reference" and kind == "binary" and (fold + model_seed) % 4 != 0
             table["status"] = "collapsed" if bad else "ok"
             tables.append(table)
     columns = ["role", "fold", "seed", "scan", "specimen", "patient", "scanner", "label", "time", "event", "n_tiles"]
-    return pd.concat(tables, ignore_index=True)[[*columns, "logit", "p", "status"]]
+    of_classes = ["p_0", "p_1", "p_2"] if kind == "multiclass" else []
+    return pd.concat(tables, ignore_index=True)[[*columns, "logit", "p", *of_classes, "status"]]
+
+
+def outcome_of(rows: pd.DataFrame, kind: str) -> pd.Series:
+    """Return how ill each scan's patient is, from 0 to 1."""
+    if kind in ("survival", "cox"):
+        return 1 - np.log1p(rows["time"].astype(float)) / 4
+    return rows["label"].astype(float) / {"binary": 1, "multiclass": 2, "regression": 60}[kind]
 
 
 def make_curves(arm: str, steps: int = 500) -> pd.DataFrame:
@@ -217,7 +248,7 @@ def write(
     results = root / "results"
     sheet = make_sheet(patients)
     write_table(root / "config" / "slides.tsv", sheet)
-    (root / "config.json").write_text(json.dumps(CONFIG))
+    (root / "config.json").write_text(json.dumps(CONFIG | {"tasks": {name: TASKS[name] for name in tasks}}))
     for stage, table in make_status(sheet).items():
         name = {"tiles": "tiles/224px_0.5um", "features": f"features/{ENCODER}"}.get(stage, stage)
         write_table(results / "status" / f"{name}.tsv", table)
@@ -225,7 +256,7 @@ def write(
     make_pictures(results / "tissue", list(sheet["scan"])[:60], (300, 200), rng)
     make_pictures(results / "registrations", sorted(sheet["specimen"].unique())[:30], (600, 600), rng)
     for task in tasks:
-        kind = CONFIG["tasks"][task]["type"]
+        kind = TASKS[task]["type"] if task in CONFIG["tasks"] else outcomes.kind_of(TASKS[task])
         splits = make_splits(sheet, kind)
         write_table(results / "splits" / f"{task}.tsv", splits)
         for arm in arms:
@@ -273,7 +304,7 @@ def evaluate(root: Path, tasks: tuple[str, ...] = tuple(CONFIG["tasks"])) -> Non
                 "--models",
                 *(str(results / "models" / task / ENCODER / path.stem / "models.tsv") for path in predictions),
                 *("--splits", str(results / "splits" / f"{task}.tsv"), "--control", CONFIG["control"]),
-                *("--settings", json.dumps({"task": CONFIG["tasks"][task], "evaluation": CONFIG["evaluation"]})),
+                *("--settings", json.dumps({"task": TASKS[task], "evaluation": CONFIG["evaluation"]})),
                 *("--metrics", str(folder / "metrics.tsv"), "--comparisons", str(folder / "comparisons.tsv")),
                 *("--by-model", str(folder / "by_model.tsv"), "--thresholds", str(folder / "thresholds.tsv")),
             ]
@@ -304,7 +335,7 @@ def report_arguments(root: Path) -> list[str]:
 
     stages = ("checks", "tissue", "registrations", "tiles/224px_0.5um", f"features/{ENCODER}")
     return [
-        *("--config", json.dumps(CONFIG), "--sheet", str(root / "config" / "slides.tsv")),
+        *("--config", (root / "config.json").read_text(), "--sheet", str(root / "config" / "slides.tsv")),
         *("--status", *(f"{stage}={results / 'status' / stage}.tsv" for stage in stages)),
         *("--splits", *found("splits/*.tsv")),
         *("--metrics", *found("evaluations/*/*/metrics.tsv")),
@@ -328,4 +359,4 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), tasks=tuple(sys.argv[2:]) or tuple(CONFIG["tasks"]))

@@ -29,15 +29,23 @@ def training_counts(splits: pd.DataFrame, kind: str) -> pd.DataFrame:
 
 
 def association(splits: pd.DataFrame, sheet: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return Cramér's V of class with scanner, and with site if the sheet has any, over the scans in training."""
-    used = splits[splits["role"].isin(("train", "tune")) & (splits["class"] != "")].drop_duplicates("scan")
-    used = used.merge(sheet[["scan", "site"]], on="scan", how="left")
+    """Return Cramér's V of class with scanner, and with site if the sheet has any, over the scans in training.
+
+    In survival as good or poor also that of the event, over all scans in training or tuning.
+    """
+    trained = splits[splits["role"].isin(("train", "tune"))].drop_duplicates("scan")
+    trained = trained.merge(sheet[["scan", "site"]], on="scan", how="left")
+    columns = ("scanner", "site") if (trained["site"] != "").any() else ("scanner",)
+    by_class = (trained["event"] != "").any() and "event" not in set(trained["class"])
     rows = []
-    for column in ("scanner", "site") if (used["site"] != "").any() else ("scanner",):
-        try:
-            rows.append({"with": column, "value": metrics.cramers_v(used["class"], used[column]), "reason": ""})
-        except metrics.Undefined as undefined:
-            rows.append({"with": column, "value": float("nan"), "reason": undefined.reason})
+    for what in ("class", "event") if by_class else ("class",):
+        used = trained[trained[what] != ""]
+        for column in columns:
+            try:
+                row = {"value": metrics.cramers_v(used[what], used[column]), "reason": ""}
+            except metrics.Undefined as undefined:
+                row = {"value": float("nan"), "reason": undefined.reason}
+            rows.append({"what": what, "with": column} | row)
     return rows
 
 

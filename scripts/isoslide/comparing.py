@@ -7,7 +7,7 @@ bootstrap it takes the trained models as they are.
 
 All permutations are computed at once. AUC and c-index are sums over pairs of patients, so a permutation is a product of
 the patients' choices with four small matrices (which arm the one's and which the other's score comes from);
-inconsistency needs sums over patients only.
+inconsistency and R² need sums over patients only. Of several classes each is taken by itself, and the mean of them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,11 +17,17 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from isoslide import metrics
+from isoslide import metrics, task_metrics
+from isoslide.estimates import class_columns
 from isoslide.metrics import RISK_TIE, Undefined
 
 Floats = np.ndarray
-TESTED = {"binary": ("auc", "inconsistency"), "survival": ("c_index", "inconsistency")}
+TESTED = {
+    "binary": ("auc", "inconsistency"),
+    "multiclass": ("macro_auc", "inconsistency"),
+    "regression": ("r2", "inconsistency"),
+    "survival": ("c_index", "inconsistency"),
+}
 
 
 def draw_swaps(patients: int, permutations: int, rng: np.random.Generator) -> Floats:
@@ -39,7 +45,7 @@ def permuted_difference(
     Args:
         ours: predictions of the arm.
         theirs: predictions of the control; models (seed, fold) that only one of them has are left out.
-        metric: `auc`, `c_index` or `inconsistency`.
+        metric: one of `TESTED`.
         swaps: see `draw_swaps`.
         columns: the column of `swaps` of each patient.
 
@@ -52,10 +58,11 @@ def permuted_difference(
         if metric == "inconsistency":
             rows = rows[rows["specimen"].isin(complete)]
         try:
-            value = _inconsistency(rows, swaps, columns) if metric == "inconsistency" else _pairs(rows, swaps, columns)
+            each = [FUNCTIONS[metric](one, swaps, columns) for one in _by_class(rows)]
         except Undefined:
             continue
-        seeds.setdefault(seed, []).append(value)
+        values, weights = zip(*each, strict=True)
+        seeds.setdefault(seed, []).append((np.mean(values, axis=0), float(np.mean(weights))))
     if not seeds:
         raise Undefined("no model of both arms has a value")
     averages = [np.average([v for v, _ in folds], axis=0, weights=[w for _, w in folds]) for folds in seeds.values()]
@@ -123,12 +130,21 @@ def delong(ours: pd.DataFrame, theirs: pd.DataFrame, level: float = 0.95) -> tup
 def _common(ours: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[tuple[int, int], pd.DataFrame]]:
     """Yield (seed, fold) and the scans that both arms scored with finite scores: columns p (ours) and p_control."""
     keys = ["seed", "fold", "scan"]
-    both = ours.merge(theirs[[*keys, "p"]], on=keys, suffixes=("", "_control"))
+    both = ours.merge(theirs[[*keys, "p", *class_columns(theirs)]], on=keys, suffixes=("", "_control"))
     finite = np.isfinite(both["p"]) & np.isfinite(both["p_control"])
     both["finite"] = finite
     for key, rows in both.groupby(["seed", "fold"], sort=True):
         if rows["finite"].all():
             yield key, rows
+
+
+def _by_class(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the scans of a multiclass task once for each class, which is then the positive one; else as they are."""
+    classes = class_columns(rows)
+    return [
+        rows.assign(p=rows[name], p_control=rows[f"{name}_control"], label=(rows["label"] == index).astype(float))
+        for index, name in enumerate(classes)
+    ] or [rows]
 
 
 def _complete(frame: pd.DataFrame) -> set[str]:
@@ -185,6 +201,20 @@ def _inconsistency(rows: pd.DataFrame, swaps: Floats, columns: Mapping[str, int]
         spread = np.sqrt(np.maximum(square / len(rows) - (mean / len(rows)) ** 2, 0))
         values.append(within / several.sum() / np.where(spread > 0, spread, np.nan))
     return values[0] - values[1], float(several.sum())
+
+
+def _r2(rows: pd.DataFrame, swaps: Floats, columns: Mapping[str, int]) -> tuple[Floats, float]:
+    """Return difference of R² on every permutation, and the number of scans."""
+    label = rows["label"].to_numpy(dtype=float)
+    task_metrics.r2(label, rows["p"])  # raises where there is none
+    names, patient = np.unique(rows["patient"].to_numpy(str), return_inverse=True)
+    chosen = swaps[:, [columns[name] for name in names]]
+    errors = [np.bincount(patient, (label - rows[name].to_numpy()) ** 2) for name in ("p", "p_control")]
+    gained = (1 - 2 * chosen) @ (errors[1] - errors[0])
+    return gained / np.sum((label - label.mean()) ** 2), float(len(rows))
+
+
+FUNCTIONS = {"auc": _pairs, "macro_auc": _pairs, "c_index": _pairs, "r2": _r2, "inconsistency": _inconsistency}
 
 
 def _by_fold(ours: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[int, list[pd.DataFrame]]]:

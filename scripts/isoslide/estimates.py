@@ -1,10 +1,12 @@
 """Every metric of an arm: per model and scope, on the cohort and on all resamples at once.
 
-Scores are `p` of the predictions (probability of the positive or poor class). Scopes say which scans enter:
+Scores are `p` of the predictions (probability of the positive or poor class, predicted value, risk); in a multiclass
+task `p_0`, `p_1`, …, and what compares scans is the mean over classes. Scopes say which scans enter:
 `pooled` all test scans, `scanner:A` one scanner's, `pair:A-B` the specimens with scans on both, `unseen` the scanners
-that no model was trained or selected on. Metrics that compare two scans are, in `pooled`, the mean over scanner pairs
-within each model. Inconsistency and ICC take the specimens that have all scanners of the scope; where no specimen
-has, inconsistency takes those with two or more scans, and the row says so.
+that no model was trained or selected on, `class:NAME` one class of a multiclass task against all others. Metrics that
+compare two scans are, in `pooled`, the mean over scanner pairs within each model. Inconsistency and ICC take the
+specimens that have all scanners of the scope; where no specimen has, inconsistency takes those with two or more scans,
+and the row says so.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,8 +17,8 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from isoslide import metrics, uncertainty, weighted
-from isoslide.measures import METRICS, Metric
+from isoslide import metrics, task_weighted, uncertainty, weighted
+from isoslide.measures import METRICS, ONE_CLASS, Metric
 
 Floats = np.ndarray
 NO_TUNING = (np.nan, "no tuning scans were scored")
@@ -28,11 +30,15 @@ class Scope:
 
     name: str
     scanners: tuple[str, ...]
+    of_class: int | None = None  # only this class, against all others
 
 
 @dataclass(frozen=True)
 class Scans:
-    """The test scans of one model within a scope: arrays (n,); `patient` is the column of the bootstrap weights."""
+    """The test scans of one model within a scope: arrays (n,); `patient` is the column of the bootstrap weights.
+
+    `p` is (n, C) in a multiclass task.
+    """
 
     patient: np.ndarray
     specimen: np.ndarray
@@ -87,12 +93,13 @@ class Units:
 Estimates = dict[tuple[str, str], Units]
 
 
-def scopes(scanners: list[str], unseen: tuple[str, ...]) -> list[Scope]:
-    """Return pooled, unseen (where there are any), each scanner and each pair of scanners."""
+def scopes(scanners: list[str], unseen: tuple[str, ...], classes: tuple[str, ...] = ()) -> list[Scope]:
+    """Return pooled, unseen (where there are any), each class, each scanner and each pair of scanners."""
     scanners = sorted(scanners)
     result = [Scope("pooled", tuple(scanners))]
     if unseen:
         result.append(Scope("unseen", unseen))
+    result += [Scope(f"class:{name}", tuple(scanners), index) for index, name in enumerate(classes)]
     result += [Scope(f"scanner:{name}", (name,)) for name in scanners]
     return result + [Scope(f"pair:{a}-{b}", (a, b)) for a, b in combinations(scanners, 2)]
 
@@ -105,6 +112,7 @@ def estimate_arm(
     unseen: tuple[str, ...] = (),
     threshold: float = 0.5,
     tuned: Mapping[tuple[int, int], tuple[float, str]] | None = None,
+    classes: tuple[str, ...] = (),
 ) -> Estimates:
     """Return every metric of an arm in every scope, for each model on all rows of `weights` (1 + resamples, patients).
 
@@ -112,26 +120,29 @@ def estimate_arm(
         frame: the arm's predictions.
         columns: the column of `weights` of each patient.
         weights: see `uncertainty.draw`.
-        kind: `binary` or `survival`.
+        kind: type of the task.
         unseen: scanners that were held out of training altogether.
         threshold: of the decision, for the metrics that take one.
         tuned: threshold of each model (seed, fold), or why it has none, for the metrics at the tuned threshold.
+        classes: names of the classes of a multiclass task, in the order of their index.
     """
     frame = frame.sort_values(["seed", "fold", "specimen", "scanner", "scan"], kind="stable")
     models = {key: rows.index for key, rows in frame.reset_index(drop=True).groupby(["seed", "fold"], sort=True)}
     result: Estimates = {}
     pairs: Pairs = {}
-    for scope in scopes(list(frame["scanner"].unique()), unseen):
+    for scope in scopes(list(frame["scanner"].unique()), unseen, classes):
         inside = frame["scanner"].isin(scope.scanners).to_numpy()
         complete, note = comparable_specimens(frame[inside], scope)
-        scans = _arrays(frame, columns, complete)
+        scans = _arrays(frame, columns, complete, scope.of_class)
         patients = frame.loc[inside & (scans.complete if scope.name.startswith("pair:") else True), "patient"]
         chosen = list(chosen_metrics(kind, scope))
         for metric in chosen:
             notes = note if metric.takes == "specimens" else ""
             result[metric.name, scope.name] = Units({}, {}, int(patients.nunique()), notes)
         for key, rows in models.items():
-            model = Model(key, scans.take(rows[inside[rows]]), kind, weights)
+            model = Model(
+                key, scans.take(rows[inside[rows]]), "binary" if scope.of_class is not None else kind, weights
+            )
             for metric in chosen:
                 units = result[metric.name, scope.name]
                 cut, reason = (tuned or {}).get(key, NO_TUNING) if metric.tuned else (threshold, "")
@@ -147,7 +158,11 @@ def estimate_arm(
 def chosen_metrics(kind: str, scope: Scope) -> Iterator[Metric]:
     """Yield the metrics that a scope has: accuracy of its scans, agreement between them, or both."""
     for metric in METRICS:
-        if metric.task not in ("", kind):
+        if scope.of_class is not None:
+            if metric.name in ONE_CLASS:
+                yield metric
+            continue
+        if metric.tasks and kind not in metric.tasks:
             continue
         alone = metric.takes in ("labels", "censored", "scores")
         single = scope.name.startswith("scanner:") or (scope.name == "unseen" and len(scope.scanners) < 2)
@@ -164,8 +179,13 @@ def comparable_specimens(frame: pd.DataFrame, scope: Scope) -> tuple[set[str], s
     return set(scanners.index[scanners > 1]), "no specimen has all scanners: specimens with two or more scans"
 
 
-def _arrays(frame: pd.DataFrame, columns: Mapping[str, int], complete: set[str]) -> Scans:
+def _arrays(frame: pd.DataFrame, columns: Mapping[str, int], complete: set[str], of_class: int | None) -> Scans:
     numbers = {name: frame[name].to_numpy(dtype=float) for name in ("p", "label", "time", "event", "free")}
+    of_classes = frame[class_columns(frame)].to_numpy(dtype=float)
+    if of_class is not None:
+        numbers |= {"p": of_classes[:, of_class], "label": (numbers["label"] == of_class).astype(float)}
+    elif of_classes.size:
+        numbers["p"] = of_classes
     return Scans(
         patient=frame["patient"].map(columns).to_numpy(dtype=int),
         specimen=pd.factorize(frame["specimen"])[0],
@@ -179,11 +199,20 @@ def _arrays(frame: pd.DataFrame, columns: Mapping[str, int], complete: set[str])
     )
 
 
+def class_columns(frame: pd.DataFrame) -> list[str]:
+    """Return the columns `p_0`, `p_1`, … of the predictions of a multiclass task, in order; of others none."""
+    return sorted((name for name in frame if name[:2] == "p_" and name[2:].isdigit()), key=lambda name: int(name[2:]))
+
+
 def _bind(metric: Metric, threshold: float) -> Metric:
     if not metric.threshold:
         return metric
     plain, with_weights = (partial(f, threshold=threshold) for f in (metric.plain, metric.weighted))
     return replace(metric, plain=plain, weighted=with_weights)
+
+
+Cases = list[tuple[np.ndarray, ...]]
+"""Arguments of a metric; of several, one for each class, the metric is the mean."""
 
 
 @dataclass
@@ -194,13 +223,16 @@ class Model:
     scans: Scans
     kind: str
     weights: Floats
-    made: dict[tuple[str, tuple[str, ...]], tuple[tuple[np.ndarray, ...], Floats]] = field(default_factory=dict)
+    made: dict[tuple[str, tuple[str, ...]], tuple[Cases, Floats]] = field(default_factory=dict)
 
-    def arguments(self, takes: str, scanners: tuple[str, ...]) -> tuple[tuple[np.ndarray, ...], Floats]:
+    def arguments(self, takes: str, scanners: tuple[str, ...]) -> tuple[Cases, Floats]:
         """Return what a metric takes, and the weights (1 + resamples, elements)."""
         if (takes, scanners) not in self.made:
             *arguments, patients = _arguments(takes, self.scans, scanners, self.kind)
-            self.made[takes, scanners] = tuple(arguments), self.weights[:, patients]
+            cases = [tuple(arguments)]
+            if self.kind == "multiclass" and takes not in ("labels", "decisions"):
+                cases = _by_class(arguments)
+            self.made[takes, scanners] = cases, self.weights[:, patients]
         return self.made[takes, scanners]
 
 
@@ -210,7 +242,7 @@ Pairs = dict[tuple[str, tuple[int, int], tuple[str, str]], tuple[weighted.Estima
 
 def _estimate(metric: Metric, model: Model, scope: Scope, pairs: Pairs) -> tuple[weighted.Estimate, str]:
     """Return value and weight on all resamples, and the reason where the model has no value."""
-    if metric.takes == "pairs":
+    if metric.takes in ("pairs", "decisions"):
         parts, reason = [], "only one scanner"
         for pair in combinations(scope.scanners, 2):
             key = (metric.name, model.key, pair)
@@ -235,12 +267,20 @@ def _nothing(weights: Floats) -> weighted.Estimate:
 
 
 def _value(metric: Metric, model: Model, scanners: tuple[str, ...]) -> tuple[weighted.Estimate | None, str]:
-    arguments, weights = model.arguments(metric.takes, scanners)
+    cases, weights = model.arguments(metric.takes, scanners)
     try:
-        metric.plain(*arguments)
+        for arguments in cases:
+            metric.plain(*arguments)
     except metrics.Undefined as undefined:
         return None, undefined.reason
-    return metric.weighted(*arguments, weights), ""
+    estimates = [metric.weighted(*arguments, weights) for arguments in cases]
+    return (estimates[0] if len(estimates) == 1 else task_weighted.over_cases(estimates)), ""
+
+
+def _by_class(arguments: list[np.ndarray]) -> Cases:
+    """Split scores (..., C) into the arguments of each class; specimens (n,) are the same for all."""
+    n_classes = arguments[0].shape[-1]
+    return [tuple(a[..., one] if a.dtype == float else a for a in arguments) for one in range(n_classes)]
 
 
 def _arguments(takes: str, scans: Scans, scanners: tuple[str, ...], kind: str) -> tuple[np.ndarray, ...]:
@@ -257,16 +297,21 @@ def _arguments(takes: str, scans: Scans, scanners: tuple[str, ...], kind: str) -
         scans = scans.take(scans.complete)
         return scans.p, scans.specimen, scans.patient
     matrix, patients = _matrix(scans.take(np.isin(scans.scanner, scanners)), scanners)
+    if takes == "decisions":
+        matrix = matrix.argmax(-1)
     return (matrix, patients) if takes == "matrix" else (matrix[:, 0], matrix[:, 1], patients)
 
 
 def _matrix(scans: Scans, scanners: tuple[str, ...]) -> tuple[Floats, np.ndarray]:
-    """Return scores (specimens with all scanners, scanners) and their patients; of two scans on one, the first."""
+    """Return scores (specimens with all scanners, scanners) and their patients; of two scans on one, the first.
+
+    In a multiclass task the scores have a third axis, the class.
+    """
     specimens, index = np.unique(scans.specimen, return_inverse=True)
-    matrix = np.full((specimens.size, len(scanners)), np.nan)
+    matrix = np.full((specimens.size, len(scanners), *scans.p.shape[1:]), np.nan)
     patients = np.zeros(specimens.size, dtype=int)
     patients[index] = scans.patient
-    filled = np.zeros(matrix.shape, dtype=bool)
+    filled = np.zeros(matrix.shape[:2], dtype=bool)
     for column, scanner in enumerate(scanners):
         rows = np.flatnonzero(scans.scanner == scanner)[::-1]  # backwards: the first scan is written last
         matrix[index[rows], column] = scans.p[rows]

@@ -51,6 +51,14 @@ def unseen_scanners(splits: pd.DataFrame) -> tuple[str, ...]:
     return tuple(sorted(set(splits.loc[splits["role"] == "test", "scanner"]) - used))
 
 
+def class_names(splits: pd.DataFrame, kind: str) -> tuple[str, ...]:
+    """Return the names of the classes of a multiclass task in the order of their index; of other tasks none."""
+    if kind != "multiclass":
+        return ()
+    names = splits[splits["label"] != ""].drop_duplicates("label")
+    return tuple(names.sort_values("label", key=lambda label: label.astype(int))["class"])
+
+
 def evaluate(
     frames: Mapping[str, pd.DataFrame],
     control: str,
@@ -59,18 +67,20 @@ def evaluate(
     unseen: tuple[str, ...] = (),
     models: Mapping[str, pd.DataFrame] | None = None,
     cuts: pd.DataFrame | None = None,
+    classes: tuple[str, ...] = (),
 ) -> Tables:
     """Return the tables of metrics, of comparisons with the control, and of every model by itself.
 
     Args:
         frames: predictions of each arm, columns as written by predict_scans.py, numbers parsed.
         control: name of the arm that the others are compared with; every arm is described even if it is absent.
-        kind: `binary` or `survival`.
+        kind: type of the task.
         settings: `resamples`, `seed`, `level`, and optionally `threshold` (default 0.5).
         unseen: scanners that were held out of training altogether.
         models: table of all models of each arm (`status`), also those that made no prediction; without it, models are
             counted by their predictions.
         cuts: thresholds that were chosen on the tuning scans, see `thresholds.choose`.
+        classes: names of the classes of a multiclass task, in the order of their index.
     """
     frames = with_censoring(frames, kind)
     strata = patient_table(frames, kind)
@@ -82,7 +92,8 @@ def evaluate(
 
     def estimate(arm: str) -> Estimates:
         tuned = {} if cuts is None else thresholds.by_model(cuts, arm)
-        return estimate_arm(frames[arm], columns, weights, kind, unseen, settings.get("threshold", 0.5), tuned)
+        cut = settings.get("threshold", 0.5)
+        return estimate_arm(frames[arm], columns, weights, kind, unseen, cut, tuned, classes)
 
     def statuses(arm: str) -> pd.Series:
         table = models[arm] if models and arm in models else frames[arm].drop_duplicates(["seed", "fold"])
@@ -122,10 +133,11 @@ def with_censoring(frames: Mapping[str, pd.DataFrame], kind: str) -> dict[str, p
 
 
 def patient_table(frames: Mapping[str, pd.DataFrame], kind: str) -> pd.Series:
-    """Return the stratum of each test patient: whether any of its scans is positive, or has the event."""
+    """Return the stratum of each test patient: its highest class, or whether it has the event; 0 in regression."""
     column = "event" if kind == "survival" else "label"
     rows = pd.concat([frame[["patient", column]] for frame in frames.values()])
-    return rows.groupby("patient")[column].max().sort_index()
+    strata = rows.groupby("patient")[column].max().sort_index()
+    return strata * 0 if kind == "regression" else strata
 
 
 def metric_rows(arm: str, estimates: Estimates, level: float) -> list[dict[str, Any]]:
@@ -134,7 +146,9 @@ def metric_rows(arm: str, estimates: Estimates, level: float) -> list[dict[str, 
     for (metric, scope), units in estimates.items():
         rows += _rows(arm, metric, scope, units.seeds(), units.n, units.reason(), level)
     for name in MAIN.values():
-        scanners = {scope: units for (metric, scope), units in estimates.items() if metric == name and ":" in scope}
+        scanners = {
+            scope: units for (metric, scope), units in estimates.items() if metric == name and scope[:8] == "scanner:"
+        }
         if len(scanners) > 1:
             seeds = _gap([units.seeds() for units in scanners.values()])
             n = estimates[name, "pooled"].n

@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from isoslide import uncertainty, weighted
+from isoslide import task_weighted, uncertainty, weighted
 
 COLUMNS = ["task", "predictors", "value", "low", "high", "n", "reason"]
 FOLDS = 5
@@ -34,13 +34,15 @@ def cases(splits: pd.DataFrame, sheet: pd.DataFrame, stages: Mapping[str, pd.Dat
     """Return the scans that any fold trains or selects on and that have a class, with `y` and their metadata.
 
     Args:
-        splits: the task's split table; `y` = 1 for the positive (or poor) class.
+        splits: the task's split table; `y` is the number of the class in the order of the labels: 1 = positive, poor or
+            with an event, 0 to 3 = quarters of the values of a regression task.
         sheet: the sample sheet, for `site`.
         stages: status tables, of which the numbers among `PREDICTORS` are taken; the first that has one counts.
     """
     used = splits[splits["role"].isin(("train", "tune")) & (splits["class"] != "")].drop_duplicates("scan")
-    positive = (used["label"] == "1") if (used["label"] != "").any() else (used["class"] == "poor")
-    table = used[["scan", "patient", "scanner"]].assign(y=positive.astype(int))
+    order = used["label"].map(pd.to_numeric).groupby(used["class"]).mean().reset_index().sort_values(["label", "class"])
+    number = {name: y for y, name in enumerate(order["class"])}
+    table = used[["scan", "patient", "scanner"]].assign(y=used["class"].map(number))
     table = table.merge(sheet[["scan", "site"]], on="scan", how="left")
     for stage in stages.values():
         wanted = [name for group in PREDICTORS.values() for name in group if name in stage and name not in table]
@@ -54,7 +56,8 @@ def baseline(table: pd.DataFrame, task: str, settings: Mapping[str, Any]) -> pd.
     """Return the AUC of a logistic regression on each group of predictors, and on all (columns: `COLUMNS`).
 
     Five-fold cross-validation with whole patients; AUC within folds, averaged with pairs; patient-bootstrap interval.
-    Groups without a varying column are left out.
+    Of more than two classes it is the mean over classes, each against the others. Groups without a varying column are
+    left out.
 
     Args:
         table: see `cases`.
@@ -75,7 +78,8 @@ def baseline(table: pd.DataFrame, task: str, settings: Mapping[str, Any]) -> pd.
 def _auc(table: pd.DataFrame, columns: list[str], settings: Mapping[str, Any]) -> dict[str, Any]:
     table = table.dropna(subset=columns).reset_index(drop=True)
     patients = table.groupby("patient")["y"].max()
-    folds = min(FOLDS, int(patients.sum()), int((1 - patients).sum()))
+    n_classes = max(2, table["y"].max() + 1)
+    folds = min(FOLDS, *np.bincount(patients, minlength=n_classes).tolist())
     result = {"value": np.nan, "low": np.nan, "high": np.nan, "n": len(patients)}
     if folds < 2:
         return result | {"reason": "fewer than two patients of a class"}
@@ -86,13 +90,14 @@ def _auc(table: pd.DataFrame, columns: list[str], settings: Mapping[str, Any]) -
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=settings["seed"])
     values, pairs = [], []
     for train, test in splitter.split(table, table["y"], table["patient"]):
-        if table["y"].iloc[train].nunique() < 2:
+        if table["y"].iloc[train].nunique() < n_classes:
             continue
         prepare = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), texts), (StandardScaler(), numbers))
         model = make_pipeline(prepare, LogisticRegression(max_iter=1000)).fit(table.iloc[train], table["y"].iloc[train])
         score = model.decision_function(table.iloc[test])
         # Rounded: equal metadata must tie, whatever the last bits of a sum.
-        value, weight = weighted.auc(table["y"].iloc[test].to_numpy(), np.round(score, 9), weights[:, owner[test]])
+        auc = weighted.auc if n_classes == 2 else task_weighted.macro_auc
+        value, weight = auc(table["y"].iloc[test].to_numpy(), np.round(score, 9), weights[:, owner[test]])
         values.append(value)
         pairs.append(weight)
     value = uncertainty.over_folds(np.array(values), np.array(pairs))

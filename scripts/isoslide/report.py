@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from isoslide import __version__, feature_sections, figures, sections, wording
+from isoslide.measures import BY_NAME
 from isoslide.run import Draw, Drawing, Run, case_name, main_metric, robust_arms
 
 TEMPLATES = Path(__file__).parent / "page"
@@ -110,7 +111,7 @@ def answer(run: Run, draw: Draw) -> dict[str, Any]:
 
 
 def forests(run: Run, readings: list[dict[str, Any]], draw: Draw) -> list[Drawing]:
-    """Return the forest plots: change in inconsistency, and in AUC or c-index, of every arm, task and encoder."""
+    """Return the forest plots: change in inconsistency and in accuracy, of every arm, task and encoder."""
     control, level = run.config["control"], f"{100 * run.config['evaluation']['level']:g} %"
     table = pd.DataFrame(readings)
     if table.empty:
@@ -124,17 +125,17 @@ def forests(run: Run, readings: list[dict[str, Any]], draw: Draw) -> list[Drawin
         table = table[table["arm"].isin(shown)]
     columns = ["label", "task", "encoder", "arm", "control", "metric", "difference", "low", "high", "p", "holm", "flag"]
     result = []
-    for name, title, xlabel in (
-        (
-            "inconsistency",
-            "Consistency across scanners",
-            f"change in inconsistency against {control}\n← better · worse →",
-        ),
-        ("accuracy", "Accuracy", f"change in AUC or c-index against {control}\n← worse · better →"),
+    for name, title, metrics, arrows in (
+        ("inconsistency", "Consistency across scanners", ("inconsistency",), "← better · worse →"),
+        ("accuracy", "Accuracy", ("auc", "macro_auc", "c_index"), "← worse · better →"),
+        ("values", "Accuracy of values", ("r2",), "← worse · better →"),  # of another order than the others
     ):
-        rows = table[(table["name"] == "inconsistency") == (name == "inconsistency")][columns].sort_values(
-            "task", kind="stable"
-        )
+        rows = table[table["name"].isin(metrics)]
+        if rows.empty:
+            continue
+        what = " or ".join(BY_NAME[metric].title for metric in metrics if metric in set(rows["name"]))
+        xlabel = f"change in {what} against {control}\n{arrows}"
+        rows = rows[columns].sort_values("task", kind="stable")
         caption = f"Arm minus {control}, with the {level} interval over patients. (!) = collapsed: means nothing."
         if len(readings) > len(table):
             caption += f" Only {shown[0]}, for space; every arm is in the table below."

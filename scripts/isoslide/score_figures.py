@@ -21,9 +21,11 @@ def scatter(rows: pd.DataFrame, title: str) -> Figure:
     """Draw score against score: `first`, `second` (scores of two scans of a specimen) and `pair` (the scanners)."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _panel(title, "score on the first scanner", "score on the second scanner")
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        low, high = _range(rows[["first", "second"]])
+        axes.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         _marks(axes, rows, "first", "second")
-        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        margin = (high - low) * 0.02
+        axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal")
         _legend(figure, rows["pair"].nunique())
         return figure
 
@@ -44,7 +46,9 @@ def bland_altman(rows: pd.DataFrame, limits: pd.DataFrame, title: str) -> Figure
                 if np.isfinite(row[name]):
                     axes.axhline(row[name], color=GREY, linewidth=1.2, linestyle=(0, (1, 2)))
         _marks(axes, table, "mean", "difference")
-        axes.set(xlim=(-0.02, 1.02), ylim=(-1.02, 1.02))
+        low, high = _range(rows[["first", "second"]])
+        margin = (high - low) * 0.02
+        axes.set(xlim=(low - margin, high + margin), ylim=(low - high - margin, high - low + margin))
         _legend(figure, rows["pair"].nunique())
         return figure
 
@@ -74,6 +78,39 @@ def calibration(rows: pd.DataFrame, title: str) -> Figure:
             axes.plot(ours["predicted"], ours["observed"], f"{marker}-", color=colour, markersize=5, label=scanner)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         _legend(figure, len(scanners), 4)
+        return figure
+
+
+def values(rows: pd.DataFrame, title: str, label: str) -> Figure:
+    """Draw predicted (`p`) against true values (`label`) by scanner."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panel(title, label, "predicted")
+        low, high = float(rows[["label", "p"]].min().min()), float(rows[["label", "p"]].max().max())
+        axes.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+        drawn = rows.iloc[np.linspace(0, len(rows) - 1, min(len(rows), MAX_MARKS)).astype(int)]
+        scanners = sorted(rows["scanner"].unique())
+        for (scanner, colour), marker in zip(colours(scanners).items(), itertools.cycle(MARKERS), strict=False):
+            ours = drawn[drawn["scanner"] == scanner]
+            axes.plot(ours["label"], ours["p"], marker, color=colour, markersize=3.6, alpha=0.65, label=scanner)
+        _legend(figure, len(scanners), 4)
+        return figure
+
+
+def shares(rows: pd.DataFrame, title: str, xlabel: str, ylabel: str) -> Figure:
+    """Draw a table of shares: `row`, `column`, `share`; the darker, the more."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _panel(title, xlabel, ylabel, SIZE_FLAT)
+        names = list(rows["row"].drop_duplicates())
+        table = rows["share"].to_numpy().reshape(len(names), -1)
+        axes.imshow(table, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), share in np.ndenumerate(table):
+            colour = "white" if share > 0.6 else "black"
+            axes.text(column, row, f"{share:.2f}", ha="center", va="center", color=colour, fontsize=9)
+        ticks = range(len(names))
+        axes.set_xticks(ticks, names, rotation=30, ha="right", rotation_mode="anchor")
+        axes.set_yticks(ticks, names)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
         return figure
 
 
@@ -114,6 +151,12 @@ def embedding_map(rows: pd.DataFrame, column: str, title: str) -> Figure:
         axes.spines[:].set_visible(False)
         _legend(figure, len(names), 4)
         return figure
+
+
+def _range(scores: pd.DataFrame) -> tuple[float, float]:
+    """Return 0 and 1 for probabilities, else the range of the scores."""
+    low, high = float(scores.min().min()), float(scores.max().max())
+    return (low, high) if low < 0 or high > 1 else (0.0, 1.0)
 
 
 def _panel(title: str, xlabel: str, ylabel: str, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:

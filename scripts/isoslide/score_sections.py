@@ -8,6 +8,7 @@ from isoslide import evaluation, score_figures, scores
 from isoslide.run import Draw, Drawing, Result, Run, arms_of, robust_arms
 
 MAX_ARMS = 3
+NOTHING: dict[str, Any] = {"roc": None, "calibration": [], "survival": [], "values": [], "decisions": []}
 
 
 def shown_arms(run: Run, result: Result) -> list[str]:
@@ -23,13 +24,17 @@ def pair_part(run: Run, result: Result, prefix: str, draw: Draw) -> dict[str, An
         both = scores.pairs(result.predictions[arm])
         if both.empty:
             continue
+        several = run.config["tasks"][result.task]["type"] == "multiclass"
         table = scores.limits_of_agreement(both)
-        limits += [{"arm": arm} | row for row in table.to_dict("records")]
+        limits += [] if several else [{"arm": arm} | row for row in table.to_dict("records")]
         if arm not in shown_arms(run, result):
             continue
         first = both[both["seed"] == both["seed"].min()]
-        caption = "Each mark is a specimen on two scanners (first seed, test folds together)."
+        of = "the probability of a class for a specimen" if several else "a specimen"
+        caption = f"Each mark is {of} on two scanners (first seed, test folds together)."
         scatters.append(draw(f"{prefix}-scatter-{arm}", score_figures.scatter(first, arm), first, caption))
+        if several:  # probabilities sum to 1, so the differences of all classes have a mean of 0 whatever the scanner
+            continue
         caption = "Line: bias; dotted: limits of agreement (bias ± 1.96 SD), all pairs."
         figure = score_figures.bland_altman(first, table, arm)
         differences.append(draw(f"{prefix}-difference-{arm}", figure, first, caption))
@@ -37,7 +42,7 @@ def pair_part(run: Run, result: Result, prefix: str, draw: Draw) -> dict[str, An
 
 
 def outcome_part(run: Run, result: Result, prefix: str, draw: Draw) -> dict[str, Any]:
-    """Return ROC and calibration of a binary task, or the survival curves of a survival task."""
+    """Return ROC and calibration of a binary task, survival curves, or what was predicted against the truth."""
     task, arms = run.config["tasks"][result.task], shown_arms(run, result)
     if task["type"] == "survival":
         drawings = []
@@ -46,12 +51,14 @@ def outcome_part(run: Run, result: Result, prefix: str, draw: Draw) -> dict[str,
             caption = "Solid: low risk, dashed: high risk (mean score of the patient on that scanner, 0.5 or above)."
             figure = score_figures.survival(table, arm, task["time"])
             drawings.append(draw(f"{prefix}-survival-{arm}", figure, table, caption))
-        return {"roc": None, "calibration": [], "survival": drawings}
-    return {
-        "roc": _roc(run, result, prefix, draw),
-        "calibration": [_calibration(result, arm, prefix, draw) for arm in arms],
-        "survival": [],
-    }
+        return NOTHING | {"survival": drawings}
+    if task["type"] == "regression":
+        return NOTHING | {"values": [_values(result, arm, task["label"], prefix, draw) for arm in arms]}
+    if task["type"] == "multiclass":
+        names = evaluation.class_names(run.splits[result.task], task["type"])
+        return NOTHING | {"decisions": _decisions(result, arms, names, prefix, draw)}
+    calibration = [_calibration(result, arm, prefix, draw) for arm in arms]
+    return NOTHING | {"roc": _roc(run, result, prefix, draw), "calibration": calibration}
 
 
 def _roc(run: Run, result: Result, prefix: str, draw: Draw) -> Drawing | None:
@@ -69,6 +76,37 @@ def _calibration(result: Result, arm: str, prefix: str, draw: Draw) -> Drawing:
     table = scores.calibration(result.predictions[arm])
     caption = "Five bins of equal mass a scanner, all models together. On the dashed line: as many as predicted."
     return draw(f"{prefix}-calibration-{arm}", score_figures.calibration(table, arm), table, caption)
+
+
+def _decisions(result: Result, arms: list[str], names: tuple[str, ...], prefix: str, draw: Draw) -> list[Drawing]:
+    """Return of each arm the predicted class against the true one, then against that of the specimen's other scans."""
+    found = []
+    for name, function, labels, caption in (
+        (
+            "classes",
+            scores.class_shares,
+            ("predicted class", "class"),
+            "Share of the scans of each class; rows sum to 1.",
+        ),
+        (
+            "agreement",
+            scores.decision_shares,
+            ("predicted on the second scanner", "predicted on the first"),
+            "Share of all pairs of scans of a specimen. On the diagonal: the same class on both scanners.",
+        ),
+    ):
+        for arm in arms:
+            table = function(result.predictions[arm], names)
+            figure = score_figures.shares(table, arm, *labels)
+            found.append(draw(f"{prefix}-{name}-{arm}", figure, table, caption))
+    return found
+
+
+def _values(result: Result, arm: str, label: str, prefix: str, draw: Draw) -> Drawing:
+    frame = result.predictions[arm]
+    table = frame[frame["seed"] == frame["seed"].min()][["specimen", "scanner", "label", "p"]]
+    caption = "Each mark is a scan (first seed, test folds together). On the dashed line: as predicted."
+    return draw(f"{prefix}-values-{arm}", score_figures.values(table, arm, label), table, caption)
 
 
 def auc_check(result: Result) -> list[dict[str, Any]]:

@@ -3,10 +3,13 @@
 Each function takes the predictions of one arm (columns as written by predict_scans.py) and returns a table.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from isoslide import metrics, survival
+from isoslide.estimates import class_columns
 from isoslide.metrics import Undefined
 
 FPR = np.linspace(0, 1, 51)
@@ -14,13 +17,50 @@ HIGH, LOW = "high risk", "low risk"
 
 
 def pairs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return `seed`, `specimen`, `pair`, `first`, `second`: each two scans of a specimen, scanners in order."""
-    columns = ["seed", "fold", "specimen", "scanner", "p"]
-    both = frame[columns].merge(frame[columns], on=["seed", "fold", "specimen"], suffixes=("", "_other"))
+    """Return `seed`, `specimen`, `pair`, `first`, `second`: each two scans of a specimen, scanners in order.
+
+    In a multiclass task there is a row for each class.
+    """
+    keys = ["seed", "fold", "specimen", "scanner"]
+    columns = class_columns(frame) or ["p"]
+    each = pd.concat([frame[keys].assign(of=name, score=frame[name]) for name in columns])
+    both = each.merge(each, on=["seed", "fold", "specimen", "of"], suffixes=("", "_other"))
     both = both[both["scanner"] < both["scanner_other"]]
     both = both.assign(pair=both["scanner"] + "-" + both["scanner_other"])
-    both = both.rename(columns={"p": "first", "p_other": "second"}).sort_values(["seed", "pair", "specimen"])
+    both = both.rename(columns={"score": "first", "score_other": "second"}).sort_values(
+        ["seed", "pair", "specimen", "of"]
+    )
     return both[["seed", "specimen", "pair", "first", "second"]].reset_index(drop=True)
+
+
+def class_shares(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Return `row`, `column`, `share`: of the scans of a class (row), how many are predicted as each (column).
+
+    All scanners and models together; a row sums to 1.
+    """
+    predicted = frame[class_columns(frame)].to_numpy().argmax(1)
+    return _shares(frame["label"].to_numpy(int), predicted, names, by_row=True)
+
+
+def decision_shares(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Return `row`, `column`, `share`: of all pairs of scans of a specimen, how many have each two predicted classes.
+
+    The row is the class on the scanner whose name comes first. All pairs and models together; the sum is 1.
+    """
+    keys = ["seed", "fold", "specimen", "scanner"]
+    each = frame[keys].assign(predicted=frame[class_columns(frame)].to_numpy().argmax(1))
+    both = each.merge(each, on=keys[:3], suffixes=("", "_other"))
+    both = both[both["scanner"] < both["scanner_other"]]
+    return _shares(both["predicted"].to_numpy(int), both["predicted_other"].to_numpy(int), names, by_row=False)
+
+
+def _shares(rows: np.ndarray, columns: np.ndarray, names: Sequence[str], by_row: bool) -> pd.DataFrame:
+    counts = np.zeros((len(names), len(names)))
+    np.add.at(counts, (rows, columns), 1)
+    total = counts.sum(1, keepdims=True) if by_row else counts.sum()
+    share = counts / np.maximum(total, 1)
+    pairs = [(row, column) for row in names for column in names]
+    return pd.DataFrame(pairs, columns=["row", "column"]).assign(share=share.ravel())
 
 
 def limits_of_agreement(both: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from isoslide import cohort, evaluation, figures, score_sections, wording
 from isoslide.feature_sections import metadata_part
-from isoslide.measures import BY_NAME, METRICS
+from isoslide.measures import BY_NAME, CHANCE, METRICS
 from isoslide.run import Draw, Drawing, Result, Run, arms_of, main_metric
 
 STRIPS = ("inconsistency", "rmse", "agreement", "spread", "brier", "uno_c")
@@ -39,8 +39,10 @@ def task(run: Run, result: Result, draw: Draw) -> dict[str, Any]:
         "main": BY_NAME[main],
         "arms": arms,
         "collapsed": {arm: reason for arm in arms if (reason := evaluation.is_collapsed(result.metrics, arm))},
+        "guessing": guessing(means, arms, main),
         "pooled": metric_table(means, arms, "pooled"),
         "unseen": metric_table(means, arms, "unseen") if unseen else None,
+        "classes": class_tables(means, arms),
         "training": [training_row(result, arm) for arm in arms],
         "seeds": seed_table(result.metrics, arms, ("inconsistency", main, "spread")),
         "pairs": pair_table(means, arms),
@@ -67,10 +69,27 @@ def metric_table(means: pd.DataFrame, arms: list[str], scope: str) -> list[dict[
     return table
 
 
+def guessing(means: pd.DataFrame, arms: list[str], main: str) -> str:
+    """Return a sentence that names the arms whose accuracy is not shown to be better than a guess, if there are any."""
+    rows = means[(means["metric"] == main) & (means["scope"] == "pooled")].set_index("arm")
+    named = [arm for arm in arms if arm in rows.index and not rows.loc[arm, "low"] > CHANCE[main]]
+    if not named:
+        return ""
+    title, chance = BY_NAME[main].title, f"{CHANCE[main]:g}"
+    return f"Not shown to be better than a guess (no interval of {title} above {chance}): {', '.join(named)}."
+
+
+def class_tables(means: pd.DataFrame, arms: list[str]) -> list[dict[str, Any]]:
+    """Return for each class of a multiclass task its name and the metrics of it against all others."""
+    scopes = [scope for scope in means["scope"].drop_duplicates() if scope.startswith("class:")]
+    return [{"name": scope.removeprefix("class:"), "rows": metric_table(means, arms, scope)} for scope in scopes]
+
+
 def pair_table(means: pd.DataFrame, arms: list[str]) -> list[dict[str, Any]]:
     """Return a row per pair of scanners and arm, with the metrics that compare two scans."""
-    names = [metric.name for metric in METRICS if metric.takes in ("pairs", "matrix", "specimens")]
+    names = [metric.name for metric in METRICS if metric.takes in ("pairs", "matrix", "specimens", "decisions")]
     pairs = means[means["scope"].str.startswith("pair:")]
+    names = [name for name in names if (pairs["metric"] == name).any()]
     table = pairs.pivot_table(index=["scope", "arm"], columns="metric", values="value", aggfunc="first", dropna=False)
     rows = []
     for scope in pairs["scope"].drop_duplicates():
@@ -121,7 +140,7 @@ def strips(result: Result, arms: list[str], control: str, main: str, prefix: str
         rows = result.metrics[(result.metrics["metric"] == name) & (result.metrics["scope"] == "pooled")]
         if rows.empty:
             continue
-        metric, chance = BY_NAME[name], {"auc": 0.5, "c_index": 0.5, "uno_c": 0.5, "brier": 0.25}.get(name)
+        metric, chance = BY_NAME[name], CHANCE.get(name)
         arrow = {1: "better →", -1: "← better", 0: " "}[metric.better]
         figure = figures.strip(rows, arms, control, metric.title, arrow, chance)
         drawings.append(draw(f"{prefix}-{name}", figure, rows, ""))
@@ -140,9 +159,10 @@ def plane(result: Result, arms: list[str], control: str, main: str, prefix: str,
     )
     title = BY_NAME[main].title
     caption = (
-        f"One mark per seed. Upper left is best: accurate and consistent. The dotted line is a guess ({title} 0.5)."
+        f"One mark per seed. Upper left is best: accurate and consistent. The dotted line is a guess ({title} "
+        f"{CHANCE[main]:g})."
     )
-    figure = figures.plane(table, arms, control, title, "Accuracy and consistency, every seed")
+    figure = figures.plane(table, arms, control, title, "Accuracy and consistency, every seed", CHANCE[main])
     return draw(f"{prefix}-plane", figure, table, caption)
 
 

@@ -39,7 +39,7 @@ def macro_average_precision(y: ArrayLike, p: ArrayLike) -> float:
     return _macro(metrics.average_precision, y, p)
 
 
-def balanced_accuracy(y: ArrayLike, p: ArrayLike) -> float:
+def class_balanced_accuracy(y: ArrayLike, p: ArrayLike) -> float:
     """Mean over classes of the share of their scans whose largest probability is that of the class (of equal ones the
     first).
 

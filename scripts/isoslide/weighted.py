@@ -28,7 +28,7 @@ def auc(y: Floats, score: Floats, weights: Floats) -> Estimate:
     negatives = _by_group(sorted_weights * ~positive, starts)
     below = np.cumsum(negatives, axis=1) - negatives
     pairs = positives.sum(1) * negatives.sum(1)
-    return _ratio(np.sum(positives * (below + negatives / 2), axis=1), pairs), pairs
+    return ratio(np.sum(positives * (below + negatives / 2), axis=1), pairs), pairs
 
 
 def average_precision(y: Floats, score: Floats, weights: Floats) -> Estimate:
@@ -41,14 +41,14 @@ def average_precision(y: Floats, score: Floats, weights: Floats) -> Estimate:
     reached = np.cumsum(found, axis=1)
     positives, all_scans = reached[:, -1], called[:, -1]
     hits = np.sum(found * _share(reached, called), axis=1)
-    return _with_weight(_ratio(hits, np.where(positives < all_scans, positives, 0)), positives)
+    return with_weight(ratio(hits, np.where(positives < all_scans, positives, 0)), positives)
 
 
 def calibration_error(y: Floats, p: Floats, weights: Floats, bins: int = metrics.CALIBRATION_BINS) -> Estimate:
     """Calibration error in the cohort's own bins (not drawn anew for each resample); weight = scans."""
     inside = np.eye(bins)[metrics.equal_mass_bins(p, bins)]
     drawn = weights.sum(1)
-    return _ratio(np.abs(weights @ ((p - y)[:, None] * inside)).sum(1), drawn), drawn
+    return ratio(np.abs(weights @ ((p - y)[:, None] * inside)).sum(1), drawn), drawn
 
 
 def log_hazard_ratio(time: Floats, event: Floats, p: Floats, weights: Floats, threshold: float = 0.5) -> Estimate:
@@ -78,7 +78,7 @@ def _one_step(time: Floats, event: Floats, x: Floats, weights: Floats) -> Estima
     excess = np.sum(by_time(died * x) - events * mean, axis=1)
     variance = np.sum(events * spread * _share(n - events, np.maximum(n - 1, 0)), axis=1)
     variance = np.where(variance > 1e-12, variance, 0)
-    return _ratio(excess, variance), variance
+    return ratio(excess, variance), variance
 
 
 def uno_c(time: Floats, event: Floats, risk: Floats, free: Floats, weights: Floats) -> Estimate:
@@ -107,20 +107,20 @@ def c_index(
         first = weights[:, part] * gain[part]
         pairs += np.einsum("rn,rn->r", first @ comparable, weights)
         wins += np.einsum("rn,rn->r", first @ concordant, weights)
-    return _ratio(wins, pairs), pairs
+    return ratio(wins, pairs), pairs
 
 
 def brier(y: Floats, p: Floats, weights: Floats) -> Estimate:
     """Brier score; weight = scans."""
-    return _mean((p - y) ** 2, weights)
+    return mean_of((p - y) ** 2, weights)
 
 
 def balanced_accuracy(y: Floats, p: Floats, weights: Floats, threshold: float = 0.5) -> Estimate:
     """Mean of sensitivity and specificity; weight = scans."""
     positive, called = y.astype(bool), p >= threshold
-    sensitivity = _ratio(weights @ (called & positive), weights @ positive)
-    specificity = _ratio(weights @ (~called & ~positive), weights @ ~positive)
-    return _with_weight((sensitivity + specificity) / 2, weights.sum(1))
+    sensitivity = ratio(weights @ (called & positive), weights @ positive)
+    specificity = ratio(weights @ (~called & ~positive), weights @ ~positive)
+    return with_weight((sensitivity + specificity) / 2, weights.sum(1))
 
 
 def spread(scores: Floats, weights: Floats) -> Estimate:
@@ -135,49 +135,49 @@ def inconsistency(scores: Floats, specimens: NDArray[np.int64], weights: Floats)
     centred = scores - (np.bincount(index, scores) / counts)[index]
     within = np.sqrt(np.bincount(index, centred**2) / counts)
     several = counts > 1
-    mean, drawn = _mean(within[several], weights[:, first[several]])
+    mean, drawn = mean_of(within[several], weights[:, first[several]])
     overall = _sd(scores, weights)
-    return _with_weight(_ratio(mean, np.where(_vanishes(overall, scores), 0, overall)), drawn)
+    return with_weight(ratio(mean, np.where(_vanishes(overall, scores), 0, overall)), drawn)
 
 
 def rmse(a: Floats, b: Floats, weights: Floats) -> Estimate:
     """Root mean squared difference; weight = specimens."""
-    mean, drawn = _mean((a - b) ** 2, weights)
+    mean, drawn = mean_of((a - b) ** 2, weights)
     return np.sqrt(mean), drawn
 
 
 def scaled_difference(a: Floats, b: Floats, weights: Floats) -> Estimate:
     """Mean absolute difference in SDs of both scans' scores; weight = specimens."""
-    mean, drawn = _mean(np.abs(a - b), weights)
+    mean, drawn = mean_of(np.abs(a - b), weights)
     both = np.concatenate([a, b])
     sd = _sd(both, np.concatenate([weights, weights], axis=1))
-    return _with_weight(_ratio(mean, np.where(_vanishes(sd, both), 0, sd)), drawn)
+    return with_weight(ratio(mean, np.where(_vanishes(sd, both), 0, sd)), drawn)
 
 
 def agreement(a: Floats, b: Floats, weights: Floats, threshold: float = 0.5) -> Estimate:
     """Share of specimens with both scans on one side of the threshold; weight = specimens."""
-    return _mean((a >= threshold) == (b >= threshold), weights)
+    return mean_of((a >= threshold) == (b >= threshold), weights)
 
 
 def kappa(a: Floats, b: Floats, weights: Floats, threshold: float = 0.5) -> Estimate:
     """Cohen's kappa of the two decisions; weight = specimens."""
     first, second = a >= threshold, b >= threshold
-    observed, drawn = _mean(first == second, weights)
-    one, two = _mean(first, weights)[0], _mean(second, weights)[0]
+    observed, drawn = mean_of(first == second, weights)
+    one, two = mean_of(first, weights)[0], mean_of(second, weights)[0]
     expected = one * two + (1 - one) * (1 - two)
-    return _with_weight(_ratio(observed - expected, np.where(expected > 1 - 1e-12, 0, 1 - expected)), drawn)
+    return with_weight(ratio(observed - expected, np.where(expected > 1 - 1e-12, 0, 1 - expected)), drawn)
 
 
 def lin_ccc(a: Floats, b: Floats, weights: Floats) -> Estimate:
     """Lin's concordance correlation; weight = specimens."""
     middle = (a.mean() + b.mean()) / 2
     x, y = a - middle, b - middle
-    (mx, drawn), (my, _) = _mean(x, weights), _mean(y, weights)
-    covariance = _mean(x * y, weights)[0] - mx * my
+    (mx, drawn), (my, _) = mean_of(x, weights), mean_of(y, weights)
+    covariance = mean_of(x * y, weights)[0] - mx * my
     # var a + var b + (mean a - mean b)² = mean (a - b)² + 2 cov(a, b)
-    total = _mean((x - y) ** 2, weights)[0] + 2 * covariance
+    total = mean_of((x - y) ** 2, weights)[0] + 2 * covariance
     both = np.concatenate([a, b])
-    return _with_weight(_ratio(2 * covariance, np.where(total <= (1e-12 * _scale(both)) ** 2, 0, total)), drawn)
+    return with_weight(ratio(2 * covariance, np.where(total <= (1e-12 * _scale(both)) ** 2, 0, total)), drawn)
 
 
 def icc21(scores: Floats, weights: Floats) -> Estimate:
@@ -185,26 +185,27 @@ def icc21(scores: Floats, weights: Floats) -> Estimate:
     k = scores.shape[1]
     x = scores - scores.mean()
     drawn = weights.sum(1)
-    columns = _ratio((weights @ x).T, drawn).T
+    columns = ratio((weights @ x).T, drawn).T
     mean = columns.mean(1)
     between = k * (weights @ x.mean(1) ** 2 - drawn * mean**2)
     scanners = drawn * np.sum((columns - mean[:, None]) ** 2, axis=1)
     rest = weights @ np.sum(x**2, axis=1) - drawn * k * mean**2 - between - scanners
     freedom = np.where(drawn > 1, drawn - 1, np.nan)
     msr, msc, mse = between / freedom, scanners / (k - 1), np.maximum(rest, 0) / (freedom * (k - 1))
-    total = msr + (k - 1) * mse + k * _ratio(msc - mse, drawn)
-    return _with_weight(_ratio(msr - mse, np.where(total <= (1e-12 * _scale(scores)) ** 2, 0, total)), drawn)
+    total = msr + (k - 1) * mse + k * ratio(msc - mse, drawn)
+    return with_weight(ratio(msr - mse, np.where(total <= (1e-12 * _scale(scores)) ** 2, 0, total)), drawn)
 
 
-def _mean(values: NDArray, weights: Floats) -> Estimate:
+def mean_of(values: NDArray, weights: Floats) -> Estimate:
+    """Return the mean of the values in each resample; weight = how many were drawn."""
     drawn = weights.sum(1)
-    return _ratio(weights @ values.astype(float), drawn), drawn
+    return ratio(weights @ values.astype(float), drawn), drawn
 
 
 def _sd(scores: Floats, weights: Floats) -> Floats:
     # Centred first: a mean of squares less a squared mean loses all digits when the mean is large.
     x = scores - scores.mean()
-    mean, square = _mean(x, weights)[0], _mean(x**2, weights)[0]
+    mean, square = mean_of(x, weights)[0], mean_of(x**2, weights)[0]
     return np.sqrt(np.maximum(square - mean**2, 0))
 
 
@@ -217,7 +218,8 @@ def _scale(scores: Floats) -> float:
     return float(np.abs(scores).max(initial=0)) or 1.0
 
 
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+def ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """Return the ratio, NaN where the denominator is 0."""
     result = np.full(np.broadcast_shapes(np.shape(numerator), np.shape(denominator)), np.nan)
     usable = np.not_equal(denominator, 0) & (np.asarray(denominator) == denominator)
     return np.divide(numerator, denominator, out=result, where=usable)
@@ -233,5 +235,6 @@ def _by_group(values: Floats, starts: NDArray[np.int64]) -> Floats:
     return values if starts.size == values.shape[1] else np.add.reduceat(values, starts, axis=1)
 
 
-def _with_weight(value: Floats, weight: Floats) -> Estimate:
+def with_weight(value: Floats, weight: Floats) -> Estimate:
+    """Return both, the weight 0 where there is no value."""
     return value, np.where(np.isfinite(value), weight, 0)

@@ -63,3 +63,17 @@ def test_equal_metadata_tie(tmp_path):
 def test_too_few_patients_say_so(tmp_path):
     sheet = fake_results.make_sheet(40).assign(response="positive")
     assert run(tmp_path, sheet=sheet).loc["scanner", "reason"] == "fewer than two patients of a class"
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "regression", "cox"])
+def test_other_kinds_of_tasks(tmp_path, kind):
+    sheet = fake_results.make_sheet(60)
+    number = sheet["patient"].str[1:].astype(int)
+    told = run(tmp_path, kind, sheet=sheet, red_mean=100.0 + 10 * (number % 3) + 7 * (number % 7))
+    assert np.isfinite(told.loc["scanner", "value"])
+    assert told.loc["scanner", "low"] < 0.65
+    splits = fake_results.make_splits(sheet, kind).astype(str)
+    cases = metadata.cases(splits, sheet, {})
+    assert sorted(cases["y"].unique()) == list(range({"multiclass": 3, "regression": 4, "cox": 2}[kind]))
+    tied = cases.assign(scanner=cases["y"].astype(str))
+    assert metadata.baseline(tied, "t", SETTINGS)["value"].iloc[0] == pytest.approx(1)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from isoslide import comparing, evaluation, metrics, uncertainty, weighted
+from isoslide import comparing, estimates, evaluation, metrics, uncertainty, weighted
 from isoslide.metrics import Undefined
 
 
@@ -19,15 +19,26 @@ def predictions(arm: str, kind: str = "binary", patients: int = 24) -> pd.DataFr
 
 def swapped(ours: pd.DataFrame, theirs: pd.DataFrame, names: set[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The two tables with the scores of some patients exchanged."""
-    keys = ["seed", "fold", "scan"]
-    both = ours.merge(theirs[[*keys, "p"]], on=keys, suffixes=("", "_other"))
+    keys, scores = ["seed", "fold", "scan"], ["p", *estimates.class_columns(ours)]
+    both = ours.merge(theirs[[*keys, *scores]], on=keys, suffixes=("", "_other"))
     change = both["patient"].isin(names)
-    first = both.assign(p=both["p"].where(~change, both["p_other"]))
-    second = both.assign(p=both["p_other"].where(~change, both["p"]))
-    return first, second
+    first = both.assign(**{name: both[name].where(~change, both[f"{name}_other"]) for name in scores})
+    second = both.assign(**{name: both[f"{name}_other"].where(~change, both[name]) for name in scores})
+    return first[ours.columns], second[ours.columns]
 
 
-@pytest.mark.parametrize(("kind", "metric"), [("binary", "auc"), ("survival", "c_index"), ("binary", "inconsistency")])
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [
+        ("binary", "auc"),
+        ("survival", "c_index"),
+        ("binary", "inconsistency"),
+        ("multiclass", "macro_auc"),
+        ("multiclass", "inconsistency"),
+        ("regression", "r2"),
+        ("regression", "inconsistency"),
+    ],
+)
 def test_permuted_differences_equal_evaluating_the_exchanged_tables(kind, metric):
     ours, theirs = (predictions(arm, kind).query("seed < 3") for arm in ("robust", "paired"))
     columns = {name: i for i, name in enumerate(sorted(ours["patient"].unique()))}

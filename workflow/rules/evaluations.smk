@@ -15,6 +15,8 @@ rule evaluate_predictions:
             scripts("isoslide/metrics.py"),
             scripts("isoslide/survival.py"),
             scripts("isoslide/thresholds.py"),
+            scripts("isoslide/task_metrics.py"),
+            scripts("isoslide/task_weighted.py"),
             scripts("isoslide/uncertainty.py"),
             scripts("isoslide/weighted.py"),
         ],
@@ -120,6 +122,7 @@ rule evaluate_metadata:
         script=scripts("evaluate_metadata.py"),
         modules=[
             scripts("isoslide/metadata.py"),
+            scripts("isoslide/task_weighted.py"),
             scripts("isoslide/uncertainty.py"),
             scripts("isoslide/weighted.py"),
         ],
