@@ -2,12 +2,14 @@
 """SLURM's commands as a record of how they were called: jobs end at once, and commands fail as they are told to.
 
 Linked under the name of each command into one folder, beside `plan.json`: how many calls of sbatch fail at first
-(`sbatch_fails`), that every so many queries fail (`every`), what sacct says instead of an answer (`says`).
+(`sbatch_fails`), that every so many queries fail (`every`), what sacct says instead of an answer (`says`), by how
+many seconds a file shows up after its job has ended (`late`).
 """
 
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,7 +42,8 @@ def submit(number, arguments):
     name = re.search(r"rule_\w+_wildcards_(\w+)", arguments[arguments.index("--comment") + 1])[1]
     folder = Path(arguments[arguments.index("-D") + 1])
     if name != "bad":
-        (folder / f"{name}.txt").touch()
+        detached = {"start_new_session": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.Popen(["sh", "-c", f"sleep {PLAN.get('late', 0)}; : >{name}.txt"], cwd=folder, **detached)
     with open(FOLDER / "jobs", "a") as file:
         file.write(f"{number}|{'FAILED' if name == 'bad' else 'COMPLETED'}\n")
     print(number)

@@ -38,7 +38,7 @@ def cluster(tmp_path):
         (folder / "plan.json").write_text(json.dumps(plan))
         (tmp_path / "profile/profile.yaml").write_text(profile)
         command = [sys.executable, str(HERE / "fast_snakemake.py"), "--workflow-profile", "profile"]
-        command += ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "1"]
+        command += ["--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"]
         path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         return subprocess.run(
             [*command, "--config", f"jobs={jobs}", *arguments],
@@ -130,6 +130,13 @@ def test_submissions_may_fail_twice(cluster):
     done = cluster(sbatch_fails=2)
     assert done.returncode == 0, done.stderr
     assert len(submitted(cluster)) == 3
+
+
+def test_a_file_that_a_shared_disk_shows_late(cluster):
+    """G-L4: the run waits for it, not longer."""
+    done = cluster("--latency-wait", "60", "--retries", "0", late=3)
+    assert done.returncode == 0, done.stderr
+    assert (cluster.folder / "a.txt").exists()
 
 
 def test_inside_a_job_of_slurm(cluster):
