@@ -159,7 +159,7 @@ def _check_groups(table: pd.DataFrame, path: str) -> None:
 
 
 def _check_values(table: pd.DataFrame, path: str) -> None:
-    for line, row in _lines(table):
+    for line, row in _lines(table[["split", "mpp", "mpp_override"]].drop_duplicates()):
         if row["split"] not in SPLITS:
             raise SheetError(f"{path} line {line}: split {row['split']!r}: leave it empty or use one of {SPLITS[1:]}")
         if row["mpp"]:
