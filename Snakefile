@@ -92,7 +92,7 @@ rule models:
 
 
 rule predictions:
-    """Stage: scores of the test scans."""
+    """Stage: scores of the test and tuning scans."""
     input:
         expand(
             "results/predictions/{task}/{encoder}/{arm}.tsv",
@@ -103,7 +103,7 @@ rule predictions:
 
 
 rule evaluations:
-    """Stage: metrics with intervals, and arms compared with the control."""
+    """Stage: metrics with intervals, arms compared with the control, and the scanner in features and embeddings."""
     input:
         expand(
             "results/evaluations/{task}/{encoder}/metrics.tsv",
@@ -112,6 +112,12 @@ rule evaluations:
         ),
         expand("results/evaluations/features/{encoder}.tsv", encoder=ENCODERS),
         expand("results/evaluations/metadata/{task}.tsv", task=TASKS),
+        expand(
+            "results/evaluations/embeddings/{task}/{encoder}/{arm}.tsv",
+            task=TASKS,
+            encoder=ENCODERS,
+            arm=ARMS,
+        ),
 
 
 rule heatmaps:

@@ -21,6 +21,7 @@ import pandas as pd
 import evaluate_predictions
 import write_report
 from isoslide import atomic, cli
+from isoslide.run import FEATURE_TITLES
 
 SCANNERS = ("A", "B", "C", "D")
 CONTROL = "paired"
@@ -115,6 +116,9 @@ def write_inputs(args: argparse.Namespace, config: dict[str, object]) -> list[tu
                 atomic.write_table(args.folder / "predictions" / task / encoder / f"{arm}.tsv", predictions)
                 curves = make_curves(args.folds, args.seeds, rng)
                 atomic.write_table(args.folder / "models" / task / encoder / arm / "curves.tsv", curves)
+                measures, tiles = make_embeddings(cohort, args.folds, rng)
+                atomic.write_table(args.folder / "embeddings" / task / encoder / f"{arm}.tsv", measures)
+                atomic.write_table(args.folder / "maps" / task / encoder / f"{arm}.tsv", tiles)
     return cases
 
 
@@ -162,6 +166,18 @@ def make_curves(folds: int, seeds: int, rng: np.random.Generator, points: int = 
     return table
 
 
+def make_embeddings(cohort: pd.DataFrame, folds: int, rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return measures of tile embeddings, and a map of the first fold's test tiles, eight of each scan."""
+    columns = [f"{stage}{limit}" for stage in ("before", "after", "change") for limit in ("", "_low", "_high")]
+    measures = pd.DataFrame(rng.uniform(size=(len(FEATURE_TITLES), len(columns))), columns=columns)
+    measures.insert(0, "metric", list(FEATURE_TITLES))
+    tested = cohort[cohort["number"] // 2 % folds == 0]
+    tiles = pd.concat([tested] * 16)[["scan", "scanner", "positive"]].rename(columns={"positive": "class"})
+    stages = np.repeat(["before", "after"], 8 * len(tested))
+    tiles = tiles.assign(stage=stages, fold=0, x=rng.normal(size=len(tiles)), y=rng.normal(size=len(tiles)))
+    return measures.assign(folds=folds, n=2000, reason=""), tiles
+
+
 def evaluation_arguments(folder: Path, config: dict[str, object], task: str, encoder: str) -> list[str]:
     """Return the command line of one evaluation."""
     predictions = folder / "predictions" / task / encoder
@@ -189,6 +205,8 @@ def report_arguments(folder: Path, config: dict[str, object]) -> list[str]:
         *("--comparisons", *found("evaluations/*/*/comparisons.tsv")),
         *("--predictions", *found("predictions/*/*/*.tsv")),
         *("--curves", *found("models/*/*/*/curves.tsv")),
+        *("--thresholds", *found("evaluations/*/*/thresholds.tsv")),
+        *("--embeddings", *found("embeddings/*/*/*.tsv"), "--embedding-maps", *found("maps/*/*/*.tsv")),
         *("--output", str(folder / "index.html"), "--figures", str(folder / "figures")),
     ]
 

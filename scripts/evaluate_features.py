@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from isoslide import atomic, cli, embedding, sheet, status
+from isoslide import atomic, cli, embedding, neighbours, sheet, status
 from isoslide.metrics import Undefined
 
 FACTS = ("encoder", "weights_sha256", "precision", "torch", "version", "tile_px", "mpp")
@@ -46,11 +46,16 @@ def main(argv: list[str] | None = None) -> None:
         sample = embedding.draw_sample(scans, settings["sample_specimens"], settings["sample_tiles"], rng)
     except Undefined as undefined:
         cli.fail(f"{args.features}: {undefined.reason}: no scan has features, see its column reason")
+    weights, index = embedding.draw_weights(sample.tiles, settings["resamples"], rng)
     with cli.timed("retrieval and probe"):
-        rows = embedding.retrieval(sample, settings["resamples"], settings["level"], rng)
-        rows.append(embedding.scanner_probe(sample, settings["resamples"], settings["level"], rng))
+        found = embedding.retrieval(sample, weights, index)
+        weights, index = embedding.draw_weights(sample.tiles, settings["resamples"], rng)
+        found["scanner_probe", "pooled"] = embedding.scanner_probe(sample, weights, index)
     with cli.timed("neighbours"):
-        rows += [row for task, named in classes.items() for row in embedding.neighbours(sample, named, task)]
+        for task, named in classes.items():
+            near = neighbours.neighbours(sample, named, weights, index)
+            found |= {(metric, task): measured for metric, measured in near.items()}
+    rows = [measured.row(*key, settings["level"]) for key, measured in found.items()]
     with cli.timed("map"):
         tiles = embedding.plane(sample, settings["seed"])
     tiles = tiles.assign(**{task: tiles["scan"].map(named).fillna("") for task, named in classes.items()})

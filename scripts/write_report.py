@@ -6,7 +6,10 @@ Example:
         --splits results/splits/response.tsv --metrics results/evaluations/response/lite0/metrics.tsv \
         --comparisons results/evaluations/response/lite0/comparisons.tsv \
         --predictions results/predictions/response/lite0/*.tsv --models results/models/response/lite0/*/models.tsv \
-        --curves results/models/response/lite0/*/curves.tsv --tissue results/tissue \
+        --curves results/models/response/lite0/*/curves.tsv \
+        --thresholds results/evaluations/response/lite0/thresholds.tsv \
+        --embeddings results/evaluations/embeddings/response/lite0/*.tsv \
+        --embedding-maps results/evaluations/embeddings/maps/response/lite0/*.tsv --tissue results/tissue \
         --registrations results/registrations --output results/report/index.html --figures results/report/figures
 
 Task, encoder and arm are read from the paths ({task}/{encoder}/metrics.tsv, {task}/{encoder}/{arm}.tsv,
@@ -34,6 +37,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--predictions", type=Path, nargs="+", default=[], help="{task}/{encoder}/{arm}.tsv")
     parser.add_argument("--models", type=Path, nargs="+", default=[], help="{task}/{encoder}/{arm}/models.tsv")
     parser.add_argument("--curves", type=Path, nargs="+", default=[], help="{task}/{encoder}/{arm}/curves.tsv")
+    parser.add_argument("--thresholds", type=Path, nargs="*", default=[], help="{task}/{encoder}/thresholds.tsv")
+    parser.add_argument(
+        "--embeddings", type=Path, nargs="*", default=[], help="{task}/{encoder}/{arm}.tsv, embed_tiles.py"
+    )
+    parser.add_argument(
+        "--embedding-maps", type=Path, nargs="*", default=[], help="{task}/{encoder}/{arm}.tsv, its maps"
+    )
     parser.add_argument("--features", type=Path, nargs="*", default=[], help="{encoder}.tsv of evaluate_features.py")
     parser.add_argument("--maps", type=Path, nargs="*", default=[], help="{encoder}.tsv, its map")
     parser.add_argument("--facts", type=Path, nargs="*", default=[], help="{encoder}.json, its facts")
@@ -42,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--registrations", type=Path, help="folder of the checkerboards, {specimen}.jpg")
     parser.add_argument("--notes", nargs="*", default=[], help="lines of the banner at the top, and of the limits")
     parser.add_argument("--output", type=Path, required=True, help="the page to write")
-    parser.add_argument("--figures", type=Path, required=True, help="folder to write the figures into (SVG, TSV)")
+    parser.add_argument("--figures", type=Path, required=True, help="folder to write the figures into (SVG, PDF, TSV)")
     return parser.parse_args(argv)
 
 
@@ -54,6 +64,8 @@ def main(argv: list[str] | None = None) -> None:
         page, drawings = report.render(contents)
     for drawing in drawings:
         atomic.write_text(args.figures / f"{drawing.name}.svg", standalone(drawing.svg))
+        with atomic.output(args.figures / f"{drawing.name}.pdf") as temporary:
+            temporary.write_bytes(drawing.pdf)
         atomic.write_table(args.figures / f"{drawing.name}.tsv", drawing.table)
     atomic.write_text(args.output, page)
     logging.info("%d figures, page of %.1f MB", len(drawings), len(page.encode()) / 1e6)
@@ -81,7 +93,7 @@ def read_features(args: argparse.Namespace) -> dict[str, run.Features]:
     return {
         path.stem: run.Features(
             metrics=read_table(path),
-            map=pd.read_csv(maps[path.stem], sep="\t", dtype={"scanner": str}, keep_default_na=False),
+            map=read_map(maps[path.stem]),
             facts=json.loads(facts[path.stem].read_text()),
         )
         for path in args.features
@@ -109,7 +121,18 @@ def read_results(args: argparse.Namespace) -> list[run.Result]:
         results[path.parts[-4:-2]].models[path.parts[-2]] = read_table(path, seed=int)
     for path in args.curves:
         results[path.parts[-4:-2]].curves[path.parts[-2]] = read_table(path, seed=int)
+    for path in args.thresholds:
+        results[path.parts[-3:-1]].thresholds = read_table(path, seed=int)
+    for path in args.embeddings:
+        results[path.parts[-3:-1]].embeddings[path.stem] = read_table(path)
+    for path in args.embedding_maps:
+        results[path.parts[-3:-1]].embedding_maps[path.stem] = read_map(path)
     return list(results.values())
+
+
+def read_map(path: Path) -> pd.DataFrame:
+    """Read a map of tiles: names are text, empty ones stay empty."""
+    return pd.read_csv(path, sep="\t", dtype={"scanner": str, "class": str}, keep_default_na=False)
 
 
 def read_table(path: Path, seed: type = str) -> pd.DataFrame:

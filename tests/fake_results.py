@@ -288,6 +288,23 @@ def make_features(encoder: str, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFra
     return metrics.assign(encoder=encoder), tiles, facts
 
 
+def make_embeddings(arm: str, splits: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return measures and maps of an arm's tile embeddings as embed_tiles.py writes them."""
+    rng = np.random.default_rng(len(arm))
+    gain = ARMS[arm]["scanner"]
+    rows = []
+    for metric, before, after in (("top1", 0.7, 1 - 0.3 * gain), ("scanner_probe", 0.9, 0.3 + 0.5 * gain)):
+        limits = [(v, v - 0.03, v + 0.03) for v in (before, after, after - before)]
+        rows.append([metric, *(value for triple in limits for value in triple), FOLDS, 400, ""])
+    rows.append(["robustness_index", 0.53, 0.5, 0.56, *[np.nan] * 6, FOLDS, 400, "only one class"])
+    columns = ["metric", "before", "before_low", "before_high", "after", "after_low", "after_high"]
+    columns += ["change", "change_low", "change_high", "folds", "n", "reason"]
+    scans = splits[(splits["role"] == "test") & (splits["fold"] == 0)]
+    tiles = pd.concat([scans[["scan", "scanner", "class"]].assign(stage=stage) for stage in ("before", "after")])
+    tiles = tiles.assign(x=rng.normal(size=len(tiles)), y=rng.normal(size=len(tiles)), fold=0)
+    return pd.DataFrame(rows, columns=columns), tiles
+
+
 def evaluate(root: Path, tasks: tuple[str, ...] = tuple(CONFIG["tasks"])) -> None:
     """Write the evaluations of the results under `root` with the script that the workflow uses."""
     import evaluate_metadata
@@ -309,6 +326,12 @@ def evaluate(root: Path, tasks: tuple[str, ...] = tuple(CONFIG["tasks"])) -> Non
                 *("--by-model", str(folder / "by_model.tsv"), "--thresholds", str(folder / "thresholds.tsv")),
             ]
         )
+        splits = pd.read_csv(results / "splits" / f"{task}.tsv", sep="\t", dtype={"class": str})
+        for path in predictions:
+            measures, tiles = make_embeddings(path.stem, splits)
+            embeddings = results / "evaluations" / "embeddings"
+            write_table(embeddings / task / ENCODER / path.name, measures)
+            write_table(embeddings / "maps" / task / ENCODER / path.name, tiles)
         evaluate_metadata.main(
             [
                 *("--splits", str(results / "splits" / f"{task}.tsv"), "--sheet", str(root / "config" / "slides.tsv")),
@@ -343,6 +366,9 @@ def report_arguments(root: Path) -> list[str]:
         *("--predictions", *found("predictions/*/*/*.tsv")),
         *("--models", *found("models/*/*/*/models.tsv")),
         *("--curves", *found("models/*/*/*/curves.tsv")),
+        *("--thresholds", *found("evaluations/*/*/thresholds.tsv")),
+        *("--embeddings", *found(f"evaluations/embeddings/[!m]*/{ENCODER}/*.tsv")),
+        *("--embedding-maps", *found("evaluations/embeddings/maps/*/*/*.tsv")),
         *("--features", *found("evaluations/features/*.tsv"), "--maps", *found("evaluations/features/maps/*.tsv")),
         *("--facts", *found("evaluations/features/facts/*.json")),
         *("--metadata", *found("evaluations/metadata/*.tsv")),

@@ -54,6 +54,12 @@ def tile_values(state: State, shape: Shape, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+def embed(state: State, shape: Shape, x: Tensor) -> Tensor:
+    """Return the embeddings (M, n, E) of tiles (n, inputs) that the embedding loss compares, in evaluation."""
+    return AGGREGATORS[shape.aggregator].embed(state, shape, x)[0].transpose(1, 2)
+
+
+@torch.no_grad()
 def predict_scans(state: State, shape: Shape, features: Tensor | Stored, bags: Bags, scans: Sequence[int]) -> Tensor:
     """Return the logits (M, scans, C) of whole scans, all models on the same scans.
 

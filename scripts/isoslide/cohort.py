@@ -1,5 +1,6 @@
 """Who is in the study: counts by scanner and class, label-scanner association, and what was lost on the way."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,37 @@ def by_scanner(sheet: pd.DataFrame) -> pd.DataFrame:
         counts = {"patients": group["patient"].nunique(), "specimens": group["specimen"].nunique(), "scans": len(group)}
         rows.append({"scanner": name} | counts | {"excluded in the sheet": excluded})
     return pd.DataFrame(rows)
+
+
+def images(checks: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Return by `scanner` what its files are: µm/px, colour profile, vendor, software; None where nothing is known.
+
+    Args:
+        checks: status table of the checks; scans that could not be opened are left out.
+    """
+    if checks is None or not {"mpp_x", "icc", "vendor", "software"} <= set(checks):
+        return None
+    rows = []
+    for name, group in checks[checks["status"] == status.OK].groupby("scanner", sort=True):
+        mpp = pd.to_numeric(group["mpp_x"], errors="coerce").dropna()
+        sizes = sorted({f"{value:.4g}" for value in mpp}, key=float)
+        profiles = group["icc"].value_counts()
+        software = group["software"].map(_without_details).replace("", "not named").value_counts()
+        rows.append(
+            {
+                "scanner": name,
+                "µm/px": ", ".join(sizes) if len(sizes) < 4 else f"{sizes[0]} to {sizes[-1]}",
+                "colour profile": ", ".join(f"{text}: {n}" for text, n in profiles.items()),
+                "format": ", ".join(group["vendor"].value_counts().index),
+                "software": "; ".join(software.index[:3]) + (" and others" if len(software) > 3 else ""),
+            }
+        )
+    return pd.DataFrame(rows) if rows else None
+
+
+def _without_details(software: str) -> str:
+    """Return what a file says of its software up to the first comma, semicolon or line end."""
+    return re.split(r"[,;|\r\n]", software)[0].strip()
 
 
 def training_counts(splits: pd.DataFrame, kind: str) -> pd.DataFrame:

@@ -4,12 +4,10 @@ All of it on a bounded sample of tiles: some specimens, a few places of each, ev
 that shares its grid. Cosine similarity throughout; features are neither centred nor rescaled by scanner.
 """
 
-import warnings
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-import croma
 import h5py
 import numpy as np
 import pandas as pd
@@ -27,9 +25,8 @@ from isoslide.metrics import Undefined
 Floats = NDArray[np.float64]
 COLUMNS = ["encoder", "metric", "scope", "value", "low", "high", "n", "reason"]
 PROBE_FOLDS = 5
-NEIGHBOURS = (5, 11, 25, 51)
-MAX_NEIGHBOURS, MAX_MAP = 4000, 800
-"""Tiles that nearest neighbours are looked for among, and tiles on the map, at most."""
+MAX_MAP = 800
+"""Tiles on the map, at most."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,32 @@ class Sample:
 
     features: NDArray[np.float32]
     tiles: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number on every row of patient weights (1 + resamples,), of how many tiles, and a remark or why it is not."""
+
+    values: Floats
+    n: int
+    reason: str = ""
+
+    def row(self, metric: str, scope: str, level: float) -> dict[str, Any]:
+        """Return the row of the table."""
+        low, high = uncertainty.interval(self.values, level, bounds(metric))
+        found = {"value": self.values[0], "low": low, "high": high, "n": self.n, "reason": self.reason}
+        return {"metric": metric, "scope": scope} | found
+
+
+def bounds(metric: str) -> tuple[float, float]:
+    """Return the least and greatest possible value of a metric."""
+    return (-1, 1) if metric.endswith("cosine") or metric == "croma" else (0, 1)
+
+
+def draw_weights(tiles: pd.DataFrame, resamples: int, rng: np.random.Generator) -> tuple[Floats, pd.Series]:
+    """Return weights (1 + resamples, patients) of the bootstrap over patients, and the column of each patient."""
+    patients = np.unique(tiles["patient"].to_numpy(str))
+    return uncertainty.draw(np.zeros(patients.size), resamples, rng), pd.Series(range(patients.size), patients)
 
 
 def draw_sample(table: pd.DataFrame, specimens: int, tiles: int, rng: np.random.Generator) -> Sample:
@@ -97,12 +120,17 @@ def _shared_places(
     return found
 
 
-def retrieval(sample: Sample, resamples: int, level: float, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Return rows of `top1`, `top10`, `same_cosine`, `other_cosine` by pair of scanners and over all pairs.
+def retrieval(sample: Sample, weights: Floats, index: pd.Series) -> dict[tuple[str, str], Measured]:
+    """Return `top1`, `top10`, `same_cosine`, `other_cosine` by (metric, pair of scanners), and `pooled` over all pairs.
 
     For a tile on one scanner, all sampled tiles of the other are ranked by cosine similarity; `top1` is the share whose
     own place comes first, `top10` within the first ten (higher is better; chance is 1 or 10 by the number of
-    candidates). Both directions of a pair count. Intervals: bootstrap over patients.
+    candidates). Both directions of a pair count. The candidates stay as they are in every resample.
+
+    Args:
+        sample: the tiles.
+        weights: (1 + resamples, patients), see `draw_weights`.
+        index: column of `weights` of each patient.
     """
     unit = sample.features / np.linalg.norm(sample.features, axis=1, keepdims=True).clip(1e-12)
     tiles = sample.tiles.assign(row=np.arange(len(sample.tiles)))
@@ -114,22 +142,25 @@ def retrieval(sample: Sample, resamples: int, level: float, rng: np.random.Gener
             queries.append(found.assign(scope=f"pair:{a}-{b}"))
     table = pd.concat(queries) if queries else pd.DataFrame(columns=["scope", "patient", "candidates", *names])
     if table.empty:
-        reason = "no place was seen on two scanners"
-        return [_row(name, "pooled", np.array([np.nan]), level, 0, reason) for name in names]
-    patients, index = np.unique(table["patient"].to_numpy(str), return_inverse=True)
-    weights = uncertainty.draw(np.zeros(patients.size), resamples, rng)
-    rows = []
+        nothing = Measured(np.full(len(weights), np.nan), 0, "no place was seen on two scanners")
+        return {(name, "pooled"): nothing for name in names}
+    table["column"] = table["patient"].map(index).to_numpy(dtype=int)
+    measured = {}
     for name in names:
         pairs = []
-        for scope, group in table.assign(index=index).groupby("scope", sort=True):
-            sums = np.bincount(group["index"], group[name], patients.size)
-            counts = np.bincount(group["index"], minlength=patients.size)
-            drawn = weights @ counts
-            pairs.append(np.divide(weights @ sums, drawn, out=np.full(len(weights), np.nan), where=drawn > 0))
+        for scope, group in table.groupby("scope", sort=True):
+            pairs.append(_mean(weights, group["column"], group[name]))
             reason = f"among {group['candidates'].median():.0f} tiles" if name.startswith("top") else ""
-            rows.append(_row(name, scope, pairs[-1], level, len(group), reason))
-        rows.append(_row(name, "pooled", uncertainty.over_seeds(np.array(pairs)), level, len(table), "mean over pairs"))
-    return rows
+            measured[name, scope] = Measured(pairs[-1], len(group), reason)
+        measured[name, "pooled"] = Measured(uncertainty.over_seeds(np.array(pairs)), len(table), "mean over pairs")
+    return measured
+
+
+def _mean(weights: Floats, columns: pd.Series, values: pd.Series) -> Floats:
+    """Return the mean of values (n,) with the weights of their patients, NaN where none was drawn."""
+    sums, counts = (np.bincount(columns, v, weights.shape[1]) for v in (values, np.ones(len(values))))
+    drawn = weights @ counts
+    return np.divide(weights @ sums, drawn, out=np.full(len(weights), np.nan), where=drawn > 0)
 
 
 def _ranked(unit: NDArray[np.float32], queries: pd.DataFrame, candidates: pd.DataFrame) -> pd.DataFrame:
@@ -154,91 +185,29 @@ def _ranked(unit: NDArray[np.float32], queries: pd.DataFrame, candidates: pd.Dat
     )
 
 
-def scanner_probe(sample: Sample, resamples: int, level: float, rng: np.random.Generator) -> dict[str, Any]:
+def scanner_probe(sample: Sample, weights: Floats, index: pd.Series) -> Measured:
     """Return how well a linear model tells the scanner from one tile of a patient it has not seen.
 
     Balanced accuracy (mean recall over scanners) of a logistic regression on standardised features, five-fold
-    cross-validation with whole patients; 1 / scanners is a guess, lower is better. Interval: bootstrap over patients.
+    cross-validation with whole patients; 1 / scanners is a guess, lower is better. The fits stay as they are in every
+    resample. Arguments as `retrieval`.
     """
     scanner, patient = sample.tiles["scanner"].to_numpy(str), sample.tiles["patient"].to_numpy(str)
     names, truth = np.unique(scanner, return_inverse=True)
-    patients, index = np.unique(patient, return_inverse=True)
-    if names.size < 2 or patients.size < 2:
+    n_patients = np.unique(patient).size
+    if names.size < 2 or n_patients < 2:
         reason = "only one scanner" if names.size < 2 else "only one patient"
-        return _row("scanner_probe", "pooled", np.array([np.nan]), level, len(truth), reason)
+        return Measured(np.full(len(weights), np.nan), len(truth), reason)
     right = np.zeros(truth.size)
-    for train, test in GroupKFold(min(PROBE_FOLDS, patients.size)).split(sample.features, truth, patient):
+    for train, test in GroupKFold(min(PROBE_FOLDS, n_patients)).split(sample.features, truth, patient):
         if np.unique(truth[train]).size < 2:
             continue
         # A loose tolerance: more digits of the fit change no decision, but cost minutes on wide features.
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, tol=1e-2))
         right[test] = model.fit(sample.features[train], truth[train]).predict(sample.features[test]) == truth[test]
-    weights = uncertainty.draw(np.zeros(patients.size), resamples, rng)
-    recalls = []
-    for number in range(names.size):
-        ours = truth == number
-        hits, counts = (np.bincount(index[ours], v[ours], patients.size) for v in (right, np.ones(truth.size)))
-        drawn = weights @ counts
-        recalls.append(np.divide(weights @ hits, drawn, out=np.full(len(weights), np.nan), where=drawn > 0))
-    value = uncertainty.over_seeds(np.array(recalls))
-    return _row("scanner_probe", "pooled", value, level, len(truth), f"a guess: {1 / names.size:.2f}")
-
-
-def neighbours(sample: Sample, classes: pd.Series, task: str) -> list[dict[str, Any]]:
-    """Return robustness index, MaRI and CRoMa of a task's classes against the scanners, by the `croma` package.
-
-    They look at the nearest tiles of other patients: of the same class on another scanner, against another class on the
-    same scanner. Robustness index and MaRI: 0 to 1, 0.5 = the scanner counts as much as the class; CRoMa: -1 to 1, 0 =
-    the same; higher is better. Sources: the package's; de Jong et al. 2025 for the index.
-
-    Args:
-        sample: tiles; those of scans without a class are left out.
-        classes: class of each scan (index: scan).
-        task: name of the task, written as scope.
-    """
-    label = sample.tiles["scan"].map(classes).fillna("")
-    used = np.flatnonzero((label != "").to_numpy())
-    used = used[np.linspace(0, used.size - 1, min(used.size, MAX_NEIGHBOURS)).astype(int)] if used.size else used
-    tiles = sample.tiles.iloc[used].reset_index(drop=True)
-    manifest = pd.DataFrame(
-        {
-            "sample_id": [str(i) for i in range(len(tiles))],
-            "image_path": "",
-            "label": label.iloc[used].to_numpy(str),
-            "scanner": tiles["scanner"],
-            "group_id": tiles["patient"],
-        }
-    )
-    rows = []
-    for name, call in (("robustness_index", croma.RI), ("mari", croma.MaRI), ("croma", croma.CRoMa)):
-        value, reason = np.nan, _missing(manifest)
-        if not reason:
-            value, reason = _neighbour_value(call, sample.features[used], manifest)
-        rows.append(_row(name, task, np.array([value]), 0.95, len(tiles), reason))
-    return rows
-
-
-def _missing(manifest: pd.DataFrame) -> str:
-    if manifest["label"].nunique() < 2:
-        return "only one class"
-    return "only one scanner" if manifest["scanner"].nunique() < 2 else ""
-
-
-def _neighbour_value(call: Any, features: NDArray[np.float32], manifest: pd.DataFrame) -> tuple[float, str]:
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        try:
-            if call is croma.CRoMa:
-                result = call.compute(features, manifest, confounder_column="scanner")
-                return float(
-                    result.value
-                ), f"{100 * result.f0:.0f} % of the tiles lie nearer to another class on their scanner"
-            candidates = [k for k in NEIGHBOURS if k < len(manifest)] or [1]
-            result = call.compute(features, manifest, confounder_column="scanner", k_candidates=candidates)
-        except RuntimeError as error:  # the package's word for too few neighbours
-            return np.nan, " ".join(str(error).split())[:200]
-    reason = f"k = {result.k}, {100 * result.support:.0f} % of the tiles have such neighbours"
-    return float(result.value), f"{reason}; {said[0].message}"[:200] if said else reason
+    columns = sample.tiles["patient"].map(index).to_numpy(dtype=int)
+    recalls = [_mean(weights, columns[truth == one], right[truth == one]) for one in range(names.size)]
+    return Measured(uncertainty.over_seeds(np.array(recalls)), len(truth), f"a guess: {1 / names.size:.2f}")
 
 
 def plane(sample: Sample, seed: int) -> pd.DataFrame:
@@ -255,9 +224,3 @@ def plane(sample: Sample, seed: int) -> pd.DataFrame:
     perplexity = min(30, (len(keep) - 1) / 3)
     points = TSNE(random_state=seed, init="pca", perplexity=perplexity).fit_transform(reduced)
     return tiles.assign(x=points[:, 0], y=points[:, 1])
-
-
-def _row(metric: str, scope: str, values: Floats, level: float, n: int, reason: str) -> dict[str, Any]:
-    bounds = (-1, 1) if metric.endswith("cosine") else (0, 1)
-    low, high = uncertainty.interval(values, level, bounds) if values.size > 2 else (np.nan, np.nan)
-    return {"metric": metric, "scope": scope, "value": values[0], "low": low, "high": high, "n": n, "reason": reason}

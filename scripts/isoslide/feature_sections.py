@@ -1,4 +1,4 @@
-"""The part of the report on what is known before training: features by encoder, and the label in the metadata."""
+"""The parts of the report on features by encoder, tile embeddings of trained models, and the label in the metadata."""
 
 import math
 from typing import Any
@@ -6,9 +6,11 @@ from typing import Any
 import pandas as pd
 
 from isoslide import score_figures, wording
-from isoslide.run import FEATURE_TITLES, Draw, Drawing, Run
+from isoslide.run import FEATURE_TITLES, Draw, Drawing, Result, Run, arms_of, robust_arms
 
 GUESS = 0.5
+DRAWN = {"scanner_probe": "← better", "top1": "better →", "robustness_index": "better →"}
+"""Measures of tile embeddings that are drawn, and which way is better."""
 
 
 def feature_part(run: Run, draw: Draw) -> dict[str, Any] | None:
@@ -60,6 +62,61 @@ def _maps(run: Run, encoder: str, draw: Draw) -> list[Drawing]:
         caption = f"A mark is a tile ({len(rows)} of a sample), placed near tiles with like features (t-SNE)."
         drawings.append(draw(f"features-{encoder}-{column}", figure, rows, caption))
     return drawings
+
+
+def embedding_part(run: Run, result: Result, prefix: str, draw: Draw) -> dict[str, Any] | None:
+    """Return the measures of every arm's tile embeddings beside those of the features, drawn, and maps of both."""
+    arms = [arm for arm in arms_of(run, result) if len(result.embeddings.get(arm, ()))]
+    if not arms:
+        return None
+    table = pd.concat([result.embeddings[arm].assign(arm=arm) for arm in arms])
+    cells = table.set_index(["metric", "arm"])
+    rows = [
+        {
+            "title": title,
+            "cells": [cells.loc[(name, arm)].to_dict() if (name, arm) in cells.index else None for arm in arms],
+        }
+        for name, title in FEATURE_TITLES.items()
+        if name in set(table["metric"])
+    ]
+    drawings = []
+    for name, better in DRAWN.items():
+        ours = table[table["metric"] == name]
+        if ours["after"].notna().any():
+            title = FEATURE_TITLES[name].split(" (")[0]
+            figure = score_figures.before_after(ours, arms_of(run, result), run.config["control"], title, better)
+            drawings.append(draw(f"{prefix}-embedding-{name}", figure, ours, "Hollow: features; filled: embeddings."))
+    return {"arms": arms, "rows": rows, "figures": drawings, "maps": _embedding_maps(run, result, arms, prefix, draw)}
+
+
+def _embedding_maps(run: Run, result: Result, arms: list[str], prefix: str, draw: Draw) -> list[list[Drawing]]:
+    """Return rows of maps, one by scanner, one by class: features, embeddings of the control and of a robust arm."""
+    control = run.config["control"]
+    shown = [arm for arm in dict.fromkeys([control, *_both_losses(run)]) if len(result.embedding_maps.get(arm, ()))][:2]
+    if not shown:
+        return []
+    panels = [("features", shown[0], "before"), *((arm, arm, "after") for arm in shown)]
+    found = []
+    for column in ("scanner", "class"):
+        row = []
+        for name, arm, stage in panels:
+            tiles = result.embedding_maps[arm]
+            tiles = tiles[(tiles["stage"] == stage) & (tiles[column] != "")]
+            if tiles.empty:
+                continue
+            title = f"{name}, by {column}" if stage == "before" else f"embeddings of {name}, by {column}"
+            figure = score_figures.embedding_map(tiles, column, title)
+            caption = f"{len(tiles)} tiles of test specimens of fold {tiles['fold'].iloc[0]} (t-SNE)."
+            row.append(draw(f"{prefix}-embedding-map-{name}-{column}", figure, tiles, caption))
+        found.append(row)
+    return found
+
+
+def _both_losses(run: Run) -> list[str]:
+    """Return the arms with both robustness losses first, then those with one."""
+    arms = run.config["arms"]
+    both = [name for name, arm in arms.items() if arm.get("embedding_weight") and arm.get("score_weight")]
+    return [*both, *robust_arms(run)]
 
 
 def metadata_part(run: Run, task: str) -> dict[str, Any] | None:

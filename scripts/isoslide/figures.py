@@ -58,7 +58,7 @@ def forest(rows: pd.DataFrame, title: str, xlabel: str) -> Figure:
             axes.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
             axes.plot(row["difference"], y, "o", color=colour, markerfacecolor="white" if row["flag"] else colour)
         labels = [row["label"] + (" (!)" if row["flag"] else "") for row in rows.to_dict("records")]
-        _rows_axis(axes, labels)
+        rows_axis(axes, labels)
         axes.margins(x=0.08)
         # Under the whole figure, not the axes, which long row labels push to the right: nothing is cut off.
         lines = [part for line in xlabel.split("\n") for part in textwrap.wrap(line, 46)]
@@ -89,7 +89,7 @@ def strip(
             axes.plot(mean[["low", "high"]].to_numpy()[0], [y, y], color=palette[arm], linewidth=2)
             axes.plot(mean["value"], [y], MARKERS[y % len(MARKERS)], color=palette[arm], markersize=7)
             axes.plot(seeds["value"], y + 0.26 + 0 * seeds["value"], "o", color=palette[arm], markersize=3, alpha=0.7)
-        _rows_axis(axes, arms, pad=0.6)
+        rows_axis(axes, arms, pad=0.6)
         axes.margins(x=0.08)
         axes.set_xlabel(xlabel)
         figure.suptitle(title, x=0.01, ha="left", fontsize=STYLE["axes.titlesize"], fontweight="bold")
@@ -213,13 +213,20 @@ def to_svg(figure: Figure, name: str) -> str:
     svg = buffer.getvalue().decode()
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
-    svg = compact(svg)
     # Only what is referred to keeps an id: a short one, with a prefix of its own for each figure on a page.
     prefix = "f" + hashlib.sha1(name.encode()).hexdigest()[:6]
     used = dict.fromkeys(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
     ids = {old: f"{prefix}-{number}" for number, old in enumerate(used)}
     svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{ids[found[1]]}"' if found[1] in ids else "", svg)
-    return re.sub(r'(url\(#|href="#)([^")]+)', lambda found: found[1] + ids[found[2]], svg)
+    return compact(re.sub(r'(url\(#|href="#)([^")]+)', lambda found: found[1] + ids[found[2]], svg))
+
+
+def to_pdf(figure: Figure) -> bytes:
+    """Return the figure as a PDF; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    return buffer.getvalue()
 
 
 def compact(svg: str) -> str:
@@ -262,7 +269,8 @@ def _without_bare_groups(svg: str) -> str:
     return "\n".join(lines)
 
 
-def _rows_axis(axes: Axes, labels: list[str], pad: float = 0.5) -> None:
+def rows_axis(axes: Axes, labels: list[str], pad: float = 0.5) -> None:
+    """Label the rows of a figure with one line of marks per label, the first on top."""
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(max(len(labels), 1) - 1 + pad, -pad)
     axes.tick_params(axis="y", length=0)

@@ -44,7 +44,7 @@ def render(run: Run) -> tuple[str, list[Drawing]]:
     drawings: list[Drawing] = []
 
     def draw(name: str, figure: Figure, table: pd.DataFrame, caption: str) -> Drawing:
-        drawings.append(Drawing(name, figures.to_svg(figure, name), table, caption))
+        drawings.append(Drawing(name, figures.to_svg(figure, name), figures.to_pdf(figure), table, caption))
         return drawings[-1]
 
     environment = jinja2.Environment(

@@ -25,7 +25,7 @@ FEATURE_TITLES = {
 
 @dataclass
 class Result:
-    """The tables of one task and encoder; predictions, models and curves by arm."""
+    """The tables of one task and encoder; predictions, models, curves, tile embeddings and their maps by arm."""
 
     task: str
     encoder: str
@@ -34,6 +34,9 @@ class Result:
     predictions: dict[str, pd.DataFrame] = field(default_factory=dict)
     models: dict[str, pd.DataFrame] = field(default_factory=dict)
     curves: dict[str, pd.DataFrame] = field(default_factory=dict)
+    thresholds: pd.DataFrame | None = None
+    embeddings: dict[str, pd.DataFrame] = field(default_factory=dict)
+    embedding_maps: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,10 +79,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure as SVG, with the table it was drawn from and what it shows."""
+    """A figure as SVG and PDF, with the table it was drawn from and what it shows."""
 
     name: str
     svg: str
+    pdf: bytes
     table: pd.DataFrame
     caption: str
 

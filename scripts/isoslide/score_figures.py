@@ -8,12 +8,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from isoslide.figures import GREY, MARKERS, PALE, STYLE, colours
+from isoslide import wording
+from isoslide.figures import GREY, MARKERS, PALE, STYLE, colours, rows_axis
 
 SIZE, SIZE_FLAT = (3.7, 3.9), (3.7, 3.3)
 """Of the panels here, in inches, so that they stand in rows; the flat one stands beside those of `figures.py`."""
 
-MAX_MARKS = 360
+MAX_MARKS = 240
 """Marks of a panel; of more, evenly spread ones are drawn (the table beside the figure has all)."""
 
 
@@ -115,15 +116,20 @@ def shares(rows: pd.DataFrame, title: str, xlabel: str, ylabel: str) -> Figure:
 
 
 def survival(rows: pd.DataFrame, title: str, xlabel: str) -> Figure:
-    """Draw Kaplan-Meier curves: colours are scanners, solid lines the low-risk group, dashed ones the high-risk one."""
+    """Draw Kaplan-Meier curves: colours are scanners, solid lines the low-risk group, dashed ones the high-risk one.
+
+    `p`, the same in all rows of a scanner, is named beside the scanner where there is one.
+    """
     with matplotlib.rc_context(STYLE):
         figure, axes = _panel(title, xlabel, "share without the event")
         scanners = sorted(rows["scanner"].unique())
         for scanner, colour in colours(scanners).items():
+            p = rows.loc[rows["scanner"] == scanner, "p"].iloc[0]
+            said = f"{scanner}: p {'' if p < 0.001 else '= '}{wording.p_text(p)}" if np.isfinite(p) else scanner
             for name, group in rows[rows["scanner"] == scanner].groupby("group", sort=True):
                 low = name.startswith("low")
                 line = (0, ()) if low else (0, (4, 2))
-                label = scanner if low or (rows[rows["scanner"] == scanner]["group"] == name).all() else None
+                label = said if low or (rows[rows["scanner"] == scanner]["group"] == name).all() else None
                 axes.step(
                     group["time"],
                     group["survival"],
@@ -135,7 +141,32 @@ def survival(rows: pd.DataFrame, title: str, xlabel: str) -> Figure:
                 )
         axes.set(ylim=(-0.02, 1.02))
         axes.set_xlim(left=0)
-        _legend(figure, len(scanners), 4)
+        _legend(figure, len(scanners), 2)
+        return figure
+
+
+def before_after(rows: pd.DataFrame, arms: list[str], control: str, title: str, xlabel: str) -> Figure:
+    """Draw a measure by arm before (hollow) and after (filled) the tile network, with its interval.
+
+    `rows` holds `arm`, `before`, `before_low`, `before_high`, and the same of `after`.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.7, 0.95 + 0.42 * max(len(arms), 2)), layout="constrained")
+        axes = figure.subplots()
+        palette, known = colours(arms, control), rows.set_index("arm")
+        for y, arm in enumerate(arms):
+            if arm not in known.index or not np.isfinite(known.loc[arm, "after"]):
+                axes.text(0.5, y, "not available", transform=axes.get_yaxis_transform(), ha="center", color=GREY)
+                continue
+            row, marker = known.loc[arm], MARKERS[y % len(MARKERS)]
+            axes.plot([row["before"], row["after"]], [y, y], color=PALE, linewidth=1, zorder=0)
+            for stage, colour, fill in (("before", GREY, "white"), ("after", palette[arm], palette[arm])):
+                axes.plot([row[f"{stage}_low"], row[f"{stage}_high"]], [y, y], color=colour, linewidth=2)
+                axes.plot(row[stage], y, marker, color=colour, markerfacecolor=fill, markersize=6)
+        rows_axis(axes, arms, pad=0.6)
+        axes.margins(x=0.08)
+        axes.set_xlabel(xlabel)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=STYLE["axes.titlesize"], fontweight="bold")
         return figure
 
 
@@ -144,8 +175,9 @@ def embedding_map(rows: pd.DataFrame, column: str, title: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure, axes = _panel(title, "", "")
         names = sorted(rows[column].unique())
+        drawn = rows.iloc[np.linspace(0, len(rows) - 1, min(len(rows), MAX_MARKS)).astype(int)]
         for (name, colour), marker in zip(colours(names).items(), itertools.cycle(MARKERS), strict=False):
-            ours = rows[rows[column] == name]
+            ours = drawn[drawn[column] == name]
             axes.plot(ours["x"], ours["y"], marker, color=colour, markersize=3, alpha=0.7, label=name)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)

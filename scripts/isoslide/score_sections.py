@@ -4,17 +4,27 @@ from typing import Any
 
 import pandas as pd
 
-from isoslide import evaluation, score_figures, scores
+from isoslide import evaluation, score_figures, scores, thresholds
 from isoslide.run import Draw, Drawing, Result, Run, arms_of, robust_arms
 
-MAX_ARMS = 3
-NOTHING: dict[str, Any] = {"roc": None, "calibration": [], "survival": [], "values": [], "decisions": []}
+MAX_ARMS, MAX_ARMS_OF_MANY = 3, 2
+MANY = 8
+"""Tasks times encoders above which figures of scores show fewer arms, so that the page stays small."""
+NOTHING: dict[str, Any] = {
+    "roc": None,
+    "calibration": [],
+    "survival": [],
+    "values": [],
+    "decisions": [],
+    "log_rank": [],
+}
 
 
 def shown_arms(run: Run, result: Result) -> list[str]:
     """Return the control and the first arms with robustness losses: at most a row of panels."""
     wanted = [run.config["control"], *robust_arms(run)]
-    return [name for name in wanted if len(result.predictions.get(name, ()))][:MAX_ARMS]
+    shown = [name for name in wanted if len(result.predictions.get(name, ()))]
+    return shown[: MAX_ARMS if len(run.results) <= MANY else MAX_ARMS_OF_MANY]
 
 
 def pair_part(run: Run, result: Result, prefix: str, draw: Draw) -> dict[str, Any]:
@@ -45,13 +55,7 @@ def outcome_part(run: Run, result: Result, prefix: str, draw: Draw) -> dict[str,
     """Return ROC and calibration of a binary task, survival curves, or what was predicted against the truth."""
     task, arms = run.config["tasks"][result.task], shown_arms(run, result)
     if task["type"] == "survival":
-        drawings = []
-        for arm in arms:
-            table = scores.survival_curves(result.predictions[arm], run.config["evaluation"].get("threshold", 0.5))
-            caption = "Solid: low risk, dashed: high risk (mean score of the patient on that scanner, 0.5 or above)."
-            figure = score_figures.survival(table, arm, task["time"])
-            drawings.append(draw(f"{prefix}-survival-{arm}", figure, table, caption))
-        return NOTHING | {"survival": drawings}
+        return NOTHING | _survival(run, result, prefix, draw)
     if task["type"] == "regression":
         return NOTHING | {"values": [_values(result, arm, task["label"], prefix, draw) for arm in arms]}
     if task["type"] == "multiclass":
@@ -59,6 +63,41 @@ def outcome_part(run: Run, result: Result, prefix: str, draw: Draw) -> dict[str,
         return NOTHING | {"decisions": _decisions(result, arms, names, prefix, draw)}
     calibration = [_calibration(result, arm, prefix, draw) for arm in arms]
     return NOTHING | {"roc": _roc(run, result, prefix, draw), "calibration": calibration}
+
+
+def _survival(run: Run, result: Result, prefix: str, draw: Draw) -> dict[str, Any]:
+    """Return survival curves by risk group and scanner of the shown arms, and the log-rank tests of every arm."""
+    drawings, tests = [], []
+    if result.thresholds is None:
+        return {"survival": drawings, "log_rank": tests}
+    shown, time = shown_arms(run, result), run.config["tasks"][result.task]["time"]
+    for arm in [name for name in arms_of(run, result) if len(result.predictions.get(name, ()))]:
+        patients = scores.risk_groups(thresholds.attach(result.predictions[arm], result.thresholds, arm))
+        if patients.empty:
+            continue
+        tested = scores.survival_tests(patients)
+        tests += [{"arm": arm} | row for row in tested.to_dict("records")]
+        if arm in shown:
+            table = scores.survival_curves(patients).merge(tested[["scanner", "p"]], on="scanner")
+            caption = "Solid: low risk, dashed: high risk, by the models’ own thresholds. p: log-rank test."
+            figure = score_figures.survival(table, arm, time)
+            drawings.append(draw(f"{prefix}-survival-{arm}", figure, table, caption))
+    return {"survival": drawings, "log_rank": tests}
+
+
+def threshold_rows(result: Result, arms: list[str]) -> list[dict[str, Any]]:
+    """Return for each arm its models' thresholds in short: how many, the median, the range, and those without one."""
+    if result.thresholds is None:
+        return []
+    rows = []
+    for arm in arms:
+        own = result.thresholds[result.thresholds["arm"] == arm]
+        cuts, youden = own["threshold"].dropna(), own["youden_j"].dropna()
+        if len(own):
+            row = {"arm": arm, "n": len(own), "without": len(own) - len(cuts), "median": float(cuts.median())}
+            row |= {"low": float(cuts.min()), "high": float(cuts.max()), "youden": float(youden.median())}
+            rows.append(row | {"rule": own["rule"].iloc[0]})
+    return rows
 
 
 def _roc(run: Run, result: Result, prefix: str, draw: Draw) -> Drawing | None:

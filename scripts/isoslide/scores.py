@@ -14,6 +14,7 @@ from isoslide.metrics import Undefined
 
 FPR = np.linspace(0, 1, 51)
 HIGH, LOW = "high risk", "low risk"
+AGREED = "all scanners agree"
 
 
 def pairs(frame: pd.DataFrame) -> pd.DataFrame:
@@ -110,16 +111,53 @@ def calibration(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["scanner", "bin", "n", "predicted", "observed"])
 
 
-def survival_curves(frame: pd.DataFrame, threshold: float = 0.5) -> pd.DataFrame:
+def risk_groups(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return `scanner`, `patient`, `time`, `event`, `high`: the risk group of every patient on every scanner.
+
+    A patient is at high risk on a scanner when its scores there, over specimens, folds and seeds, lie on average at or
+    above the threshold of the model that gave them (column `threshold`; scores of models without one do not count).
+    """
+    known = frame[np.isfinite(frame["p"]) & np.isfinite(frame["threshold"])]
+    known = known.assign(margin=known["p"] - known["threshold"])
+    patients = known.groupby(["scanner", "patient"], as_index=False).agg(
+        margin=("margin", "mean"), time=("time", "first"), event=("event", "first")
+    )
+    return patients.assign(high=patients["margin"] >= 0).drop(columns="margin")
+
+
+def survival_tests(patients: pd.DataFrame) -> pd.DataFrame:
+    """Return by `scanner` (last row: `all scanners agree`) both groups' `n_low`, `n_high`, `events_low`, `events_high`,
+    the log-rank test's `p`, the `hazard_ratio` of high against low risk, and the `reason` where there is none.
+
+    The last row is of the patients who are in one group on every scanner; n of those left out is in `reason`.
+    """
+    same = patients.groupby("patient")["high"].transform("nunique") == 1
+    one = patients[same].drop_duplicates("patient")
+    rows = []
+    for scanner, group in [*patients.groupby("scanner", sort=True), (AGREED, one)]:
+        low, high = group[~group["high"]], group[group["high"]]
+        row = {"scanner": scanner, "n_low": len(low), "n_high": len(high)}
+        row |= {"events_low": int(low["event"].sum()), "events_high": int(high["event"].sum())}
+        row |= {"p": np.nan, "hazard_ratio": np.nan, "reason": ""}
+        try:
+            row["p"] = survival.log_rank_p(group["time"], group["event"], group["high"])
+            row["hazard_ratio"] = np.exp(survival.log_hazard_ratio(group["time"], group["event"], group["high"]))
+        except Undefined as undefined:
+            row["reason"] = undefined.reason
+        rows.append(row)
+    if rows and (moved := patients["patient"].nunique() - len(one)):
+        rows[-1]["reason"] = "; ".join(filter(None, [rows[-1]["reason"], f"{moved} change groups between scanners"]))
+    return pd.DataFrame(rows)
+
+
+def survival_curves(patients: pd.DataFrame) -> pd.DataFrame:
     """Return `scanner`, `group`, `n`, `time`, `survival`: Kaplan-Meier steps by scanner and risk group.
 
-    One entry a patient: its mean score over specimens and seeds on that scanner decides the group (p >= `threshold`).
+    Takes the table of `risk_groups`.
     """
     tables = []
-    for scanner, scans in frame[np.isfinite(frame["p"])].groupby("scanner", sort=True):
-        patients = scans.groupby("patient").agg(p=("p", "mean"), time=("time", "first"), event=("event", "first"))
-        high = patients["p"] >= threshold
-        for name, group in ((LOW, patients[~high]), (HIGH, patients[high])):
+    for scanner, own in patients.groupby("scanner", sort=True):
+        for name, group in ((LOW, own[~own["high"]]), (HIGH, own[own["high"]])):
             try:
                 time, share = survival.kaplan_meier(group["time"], group["event"])
             except Undefined:

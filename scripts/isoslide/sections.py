@@ -9,7 +9,7 @@ import pandas as pd
 from PIL import Image
 
 from isoslide import cohort, evaluation, figures, score_sections, wording
-from isoslide.feature_sections import metadata_part
+from isoslide.feature_sections import embedding_part, metadata_part
 from isoslide.measures import BY_NAME, CHANCE, METRICS
 from isoslide.run import Draw, Drawing, Result, Run, arms_of, main_metric
 
@@ -50,6 +50,8 @@ def task(run: Run, result: Result, draw: Draw) -> dict[str, Any]:
         "plane": plane(result, arms, control, main, prefix, draw),
         "scans": score_sections.pair_part(run, result, prefix, draw),
         "outcome": score_sections.outcome_part(run, result, prefix, draw),
+        "thresholds": score_sections.threshold_rows(result, arms),
+        "embeddings": embedding_part(run, result, prefix, draw),
         "auc_check": score_sections.auc_check(result),
         "by_scanner": scanner_figures(run, result, arms, main, prefix, draw),
         "curves": curve_figures(result, arms, control, prefix, draw),
@@ -210,6 +212,7 @@ def cohort_part(run: Run, draw: Draw) -> dict[str, Any]:
     lost, listed = cohort.losses(run.sheet, run.stages)
     return {
         "scanners": cohort.by_scanner(run.sheet),
+        "images": cohort.images(run.stages.get("checks")),
         "tasks": tasks,
         "lost": lost,
         "listed": listed.head(MAX_LISTED),

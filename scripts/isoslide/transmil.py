@@ -131,6 +131,11 @@ def tile_values(state: State, shape: Shape, x: Tensor) -> tuple[Tensor, Tensor]:
     return attention, torch.cat(alone, 1)
 
 
+def embed(state: State, shape: Shape, x: Tensor) -> tuple[Tensor, None]:
+    """Return tile embeddings (M, E, rows) of features (rows, inputs); what they weigh depends on the whole bag."""
+    return F.relu(linear(state, "tile.0", x.to(state["tile.0.weight"].dtype).T.expand(n_models(state), -1, -1))), None
+
+
 def memory(shape: Shape, n_tiles: int) -> int:
     """Return the bytes that one model needs at most to predict a bag of `n_tiles` in float32, without the features."""
     tokens = n_tiles + 2 * math.isqrt(n_tiles) + 2

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import evaluate_features
-from isoslide import embedding
+from isoslide import embedding, neighbours
 from isoslide.run import FEATURE_TITLES
 
 SETTINGS = {"resamples": 50, "seed": 1, "level": 0.95, "sample_specimens": 12, "sample_tiles": 4}
@@ -99,28 +99,32 @@ def small(scanner, patient, place, features):
     return embedding.Sample(np.array(features, dtype=np.float32), tiles.assign(scan="s", specimen=tiles["patient"]))
 
 
+def weights_of(sample, resamples=10):
+    return embedding.draw_weights(sample.tiles, resamples, np.random.default_rng(0))
+
+
 def test_retrieval_by_hand():
     # On B, place y looks like x does on A: x is found second, y first; the other way round x and y are found first.
     sample = small("AABB", "pqpq", "xyxy", [[1, 0], [0, 1], [0.8, 0.6], [0.96, 0.28]])
-    rows = {row["metric"]: row for row in embedding.retrieval(sample, 10, 0.95, np.random.default_rng(0))[:2]}
+    found = embedding.retrieval(sample, *weights_of(sample))
     # A to B: x -> y (0.96 > 0.8): missed; y -> x (0.6 > 0.28): missed. B to A: x -> x found; y -> x: missed.
-    assert rows["top1"]["value"] == pytest.approx(1 / 4)
-    rows = [row for row in embedding.retrieval(sample, 10, 0.95, np.random.default_rng(0)) if row["scope"] == "pooled"]
-    found = {row["metric"]: row["value"] for row in rows}
-    assert found["top10"] == 1
-    assert found["same_cosine"] == pytest.approx((0.8 + 0.28) / 2)
-    assert found["other_cosine"] == pytest.approx((0.96 + 0.6) / 2)
+    assert found["top1", "pair:A-B"].values[0] == pytest.approx(1 / 4)
+    value = {metric: measured.values[0] for (metric, scope), measured in found.items() if scope == "pooled"}
+    assert value["top10"] == 1
+    assert value["same_cosine"] == pytest.approx((0.8 + 0.28) / 2)
+    assert value["other_cosine"] == pytest.approx((0.96 + 0.6) / 2)
 
 
 def test_what_cannot_be_measured_says_why():
     sample = small("AAA", "pqr", ["", "", ""], np.eye(3))
-    rng = np.random.default_rng(0)
-    assert embedding.retrieval(sample, 10, 0.95, rng)[0]["reason"] == "no place was seen on two scanners"
-    assert embedding.scanner_probe(sample, 10, 0.95, rng)["reason"] == "only one scanner"
-    rows = embedding.neighbours(sample, pd.Series({"s": "x"}), "task")
-    assert {row["reason"] for row in rows} == {"only one class"}
+    weights = weights_of(sample)
+    assert embedding.retrieval(sample, *weights)["top1", "pooled"].reason == "no place was seen on two scanners"
+    assert embedding.scanner_probe(sample, *weights).reason == "only one scanner"
+    found = neighbours.neighbours(sample, pd.Series({"s": "x"}), *weights)
+    assert {measured.reason for measured in found.values()} == {"only one class"}
+    assert np.isnan(found["mari"].row("mari", "task", 0.95)["low"])
     two = small("AABB", "pqpq", "xyxy", [[1, 0], [0, 1], [0.8, 0.6], [0.96, 0.28]])
     two.tiles["scan"] = list("abcd")
-    rows = embedding.neighbours(two, pd.Series({"a": "x", "b": "y", "c": "x", "d": "y"}), "task")
-    assert "could not find 5 SO" in rows[-1]["reason"]
+    found = neighbours.neighbours(two, pd.Series({"a": "x", "b": "y", "c": "x", "d": "y"}), *weights_of(two))
+    assert "could not find 5 SO" in found["croma"].reason
     assert embedding.plane(sample, 0).empty

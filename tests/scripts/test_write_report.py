@@ -19,7 +19,9 @@ def test_page_figures_and_their_data_are_written(root):
     assert "SIMULATED" in page
     svgs = sorted(path.stem for path in (root / "out" / "figures").glob("*.svg"))
     tables = sorted(path.stem for path in (root / "out" / "figures").glob("*.tsv"))
-    assert svgs == tables
+    assert svgs == tables == sorted(path.stem for path in (root / "out" / "figures").glob("*.pdf"))
+    assert all(path.read_bytes().startswith(b"%PDF") for path in (root / "out" / "figures").glob("*.pdf"))
+    assert {f"survival-{fake_results.ENCODER}-embedding-map-robust-scanner"} <= set(svgs)
     assert {"forest-inconsistency", "forest-accuracy", "registration"} <= set(svgs)
 
 

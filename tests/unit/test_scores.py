@@ -3,6 +3,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pandas as pd
 import pytest
+from lifelines.statistics import logrank_test
 from sklearn.metrics import roc_auc_score
 
 from isoslide import figures, score_figures, scores
@@ -62,14 +63,45 @@ def test_calibration_bins_hold_all_scans_of_a_scanner():
     assert (ours["predicted"].diff().dropna() > 0).all()
 
 
+def grouped(table: pd.DataFrame) -> pd.DataFrame:
+    return scores.risk_groups(table.assign(threshold=0.5))
+
+
 def test_survival_curves_count_each_patient_once_and_split_at_the_threshold():
     table = frame()
-    rows = scores.survival_curves(table)
+    rows = scores.survival_curves(grouped(table))
     sizes = rows.drop_duplicates(["scanner", "group"]).groupby("scanner")["n"].sum()
     assert sizes.tolist() == [40, 40]
-    low = scores.survival_curves(table.assign(p=0.1))
+    low = scores.survival_curves(grouped(table.assign(p=0.1)))
     assert set(low["group"]) == {scores.LOW}
-    assert scores.survival_curves(table.assign(p=np.nan)).empty
+    assert scores.survival_curves(grouped(table.assign(p=np.nan))).empty
+
+
+def test_risk_groups_follow_each_models_own_threshold():
+    table = pd.DataFrame({"scanner": "A", "patient": list("aabbc"), "seed": [0, 1, 0, 1, 0], "time": 1.0, "event": 1.0})
+    table = table.assign(p=[0.3, 0.9, 0.3, 0.3, 0.2], threshold=[0.2, 0.8, 0.2, 0.8, np.nan])
+    groups = scores.risk_groups(table).set_index("patient")["high"]
+    assert groups.to_dict() == {"a": True, "b": False}  # b: 0.1 above one, 0.5 below the other; c's model has none
+
+
+def test_log_rank_tests_by_scanner_equal_lifelines():
+    patients = grouped(frame())
+    rows = scores.survival_tests(patients).set_index("scanner")
+    assert list(rows.index) == ["A", "B", scores.AGREED]
+    for scanner in "AB":
+        own = patients[patients["scanner"] == scanner]
+        low, high = own[~own["high"]], own[own["high"]]
+        expected = logrank_test(low["time"], high["time"], low["event"], high["event"]).p_value
+        assert rows.loc[scanner, "p"] == pytest.approx(expected, rel=1e-9)
+        assert rows.loc[scanner, "n_low"] + rows.loc[scanner, "n_high"] == 40
+        assert rows.loc[scanner, "events_high"] == high["event"].sum()
+    moved = patients.groupby("patient")["high"].nunique().eq(2).sum()
+    assert moved > 0
+    assert rows.loc[scores.AGREED, "reason"] == f"{moved} change groups between scanners"
+    assert rows.loc[scores.AGREED, "n_low"] + rows.loc[scores.AGREED, "n_high"] == 40 - moved
+    alone = scores.survival_tests(patients.assign(high=False)).set_index("scanner")
+    assert alone["reason"].tolist() == ["only one risk group"] * 3
+    assert alone["p"].isna().all()
 
 
 @pytest.mark.parametrize("empty", [False, True])
@@ -78,17 +110,19 @@ def test_figures_are_sound_and_the_same_each_time(empty):
     both = scores.pairs(table.iloc[:0] if empty else table)
     limits = scores.limits_of_agreement(both)
     curve = scores.roc(table.assign(label=1.0) if empty else table).assign(arm="paired")
+    curves = scores.survival_curves(grouped(table))
     drawn = {
         "scatter": lambda: score_figures.scatter(both, "t"),
         "difference": lambda: score_figures.bland_altman(both, limits, "t"),
         "roc": lambda: score_figures.roc(curve, ["paired"], "paired", "t"),
         "calibration": lambda: score_figures.calibration(scores.calibration(table), "t"),
-        "survival": lambda: score_figures.survival(scores.survival_curves(table), "t", "months"),
+        "survival": lambda: score_figures.survival(curves.assign(p=0.01), "t", "months"),
     }
     for name, make in drawn.items():
         svg = figures.to_svg(make(), name)
         assert ET.fromstring(svg).tag.endswith("svg")
         assert svg == figures.to_svg(make(), name)
+        assert figures.to_pdf(make()) == figures.to_pdf(make())
         assert make().get_figwidth() <= 5
 
 

@@ -74,7 +74,11 @@ rule evaluate_features:
     """Measure how much of the scanner is in an encoder's features."""
     input:
         script=scripts("evaluate_features.py"),
-        modules=[scripts("isoslide/embedding.py"), scripts("isoslide/uncertainty.py")],
+        modules=[
+            scripts("isoslide/embedding.py"),
+            scripts("isoslide/neighbours.py"),
+            scripts("isoslide/uncertainty.py"),
+        ],
         features="results/status/features/{encoder}.tsv",
         sheet=config["sheet"],
         splits=expand("results/splits/{task}.tsv", task=TASKS),
@@ -113,6 +117,62 @@ rule evaluate_features:
             --metrics {output.metrics:q} \
             --map {output.map:q} \
             --facts {output.facts:q} &>{log:q}
+        """
+
+
+rule embed_tiles:
+    """Measure how much of the scanner is left in the tile embeddings of an arm's models."""
+    input:
+        script=scripts("embed_tiles.py"),
+        modules=[
+            scripts("isoslide/abmil.py"),
+            scripts("isoslide/aggregators.py"),
+            scripts("isoslide/combat.py"),
+            scripts("isoslide/embedding.py"),
+            scripts("isoslide/layers.py"),
+            scripts("isoslide/models.py"),
+            scripts("isoslide/neighbours.py"),
+            scripts("isoslide/tile_embeddings.py"),
+            scripts("isoslide/transmil.py"),
+            scripts("isoslide/uncertainty.py"),
+        ],
+        models="results/models/{task}/{encoder}/{arm}/models.tsv",
+        splits="results/splits/{task}.tsv",
+        features=features_of_arm,
+    output:
+        metrics=report(
+            "results/evaluations/embeddings/{task}/{encoder}/{arm}.tsv",
+            caption="../report/embeddings.rst",
+            category="Tables",
+            labels={
+                "task": "{task}",
+                "encoder": "{encoder}",
+                "table": "tile embeddings of {arm}",
+            },
+        ),
+        map="results/evaluations/embeddings/maps/{task}/{encoder}/{arm}.tsv",
+    log:
+        "results/logs/embed_tiles/{task}/{encoder}/{arm}.log",
+    benchmark:
+        "results/benchmarks/embed_tiles/{task}/{encoder}/{arm}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wc, attempt: 4000 * attempt,
+        runtime=60,
+    params:
+        settings=json.dumps(config["evaluation"]),
+    shell:
+        """
+        python {input.script:q} \
+            --models {input.models:q} \
+            --splits {input.splits:q} \
+            --features {input.features:q} \
+            --settings {params.settings:q} \
+            --threads {threads} \
+            --metrics {output.metrics:q} \
+            --map {output.map:q} &>{log:q}
         """
 
 

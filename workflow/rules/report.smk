@@ -26,6 +26,7 @@ rule write_report:
             scripts("isoslide/scores.py"),
             scripts("isoslide/sections.py"),
             scripts("isoslide/survival.py"),
+            scripts("isoslide/thresholds.py"),
             scripts("isoslide/wording.py"),
         ],
         page=[
@@ -61,6 +62,23 @@ rule write_report:
         ),
         curves=expand(
             "results/models/{task}/{encoder}/{arm}/curves.tsv",
+            task=TASKS,
+            encoder=ENCODERS,
+            arm=ARMS,
+        ),
+        thresholds=expand(
+            "results/evaluations/{task}/{encoder}/thresholds.tsv",
+            task=TASKS,
+            encoder=ENCODERS,
+        ),
+        embeddings=expand(
+            "results/evaluations/embeddings/{task}/{encoder}/{arm}.tsv",
+            task=TASKS,
+            encoder=ENCODERS,
+            arm=ARMS,
+        ),
+        embedding_maps=expand(
+            "results/evaluations/embeddings/maps/{task}/{encoder}/{arm}.tsv",
             task=TASKS,
             encoder=ENCODERS,
             arm=ARMS,
@@ -109,6 +127,9 @@ rule write_report:
             --predictions {input.predictions:q} \
             --models {input.models:q} \
             --curves {input.curves:q} \
+            --thresholds {input.thresholds:q} \
+            --embeddings {input.embeddings:q} \
+            --embedding-maps {input.embedding_maps:q} \
             --features {input.features:q} \
             --maps {input.maps:q} \
             --facts {input.facts:q} \
