@@ -186,9 +186,23 @@ def test_one_scan_by_hand_from_the_printed_command(demo):
 
 
 def test_snakemakes_own_report(demo):
+    """The archive holds the page, every figure of it and the tables, each with a caption and in its category."""
     succeed(demo, "--report", "report.zip")
     with zipfile.ZipFile(demo / "report.zip") as archive:
-        assert any(name.endswith("index.html") for name in archive.namelist())
+        held = {Path(name).name for name in archive.namelist()}
+        text = archive.read("report/report.html").decode()
+    figures = {path.name for path in (demo / "results/report/figures").glob("*.svg")}
+    assert len(figures) > 40
+    assert {"index.html", "metrics.tsv", "comparisons.tsv", "robust.tsv"} | figures <= held
+    for category in ("Report", "Figures", "Tables"):
+        assert f'"{category}"' in text
+    for caption in (
+        "A figure of the page",
+        "The page that answers the question",
+        "Every metric of task",
+        "How much of",
+    ):
+        assert caption in text
 
 
 def test_real_slides_in_three_formats(tmp_path, shared):
