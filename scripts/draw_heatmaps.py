@@ -7,8 +7,9 @@
         --results results/heatmaps/response/efficientnet_lite0/robust \
         --output results/heatmaps/response/efficientnet_lite0/robust/status.tsv
 
-Each scan is shown as the models of the fold that tests it see it, mean over seeds: the probability in the title is the
-mean of the scan's rows in the predictions. Writes {scan}.png; a scan that no fold tests is a row with its reason.
+Each scan is shown as the models of the fold that tests it see it, mean over seeds: the score in the title is the mean
+of the scan's rows in the predictions (of several classes, of the class that the mean predicts). Writes {scan}.png; a
+scan that no fold tests is a row with its reason.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def draw(scan: str, tables: dict[str, pd.DataFrame], folder: Path) -> dict:
         values = heatmaps.tile_values(list(paths), file["features"][()], row["scanner"])
     try:
         with open_checked(of["checks"].loc[scan]) as slide:
-            title = f"{scan} (scanner {row['scanner']}): p = {values.bag:.3f}, mean of {len(paths)} models"
+            title = f"{scan} (scanner {row['scanner']}): {values.meaning} {values.bag:.3f}, mean of {len(paths)} models"
             figure = heatmaps.draw(slide, grid.read_tiles_file(of["tiles"].loc[scan, "path"]), values, title)
     except SlideError as error:
         return status.failed(row, error.status, error.reason)

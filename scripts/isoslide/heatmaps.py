@@ -13,9 +13,16 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from isoslide import aggregators, atomic, grid, models
+from isoslide import aggregators, atomic, grid, models, outcomes, tasks
 from isoslide.slide import Slide
 
+MEANINGS = {
+    "binary": "probability",
+    "classes": "probability",
+    "regression": "predicted value",
+    "cox": "risk, 0 to 1",
+    "hazard": "risk, 0 to 1",
+}
 LONG_SIDE_PX = 900
 OPACITY = 0.55
 
@@ -26,13 +33,18 @@ class TileValues:
 
     Attributes:
         attention: (n,) share of the bag times n, so that 1 is what every tile would get if all were alike.
-        p: (n,) probability of class 1 for a bag of that tile alone.
-        bag: probability of class 1 of the whole scan.
+        p: (n,) score for a bag of that tile alone: the column `p` of the predictions; in a multiclass task the
+            probability of the class that the models, in the mean, give the whole scan.
+        bag: the same of the whole scan.
+        meaning: what the score is.
+        bounded: whether it lies between 0 and 1.
     """
 
     attention: np.ndarray
     p: np.ndarray
     bag: float
+    meaning: str = "probability"
+    bounded: bool = True
 
 
 def tile_values(paths: Sequence[str], features: np.ndarray, scanner: str | None = None) -> TileValues:
@@ -43,15 +55,27 @@ def tile_values(paths: Sequence[str], features: np.ndarray, scanner: str | None 
     with torch.inference_mode():
         attention, tile_logits = aggregators.tile_values(state, shape, x)
         bag_logits = aggregators.predict(state, shape, x, [len(x)])
-    return TileValues(
-        attention=attention.mean(0).numpy() * len(x),
-        p=_probability(tile_logits).mean(0).numpy(),
-        bag=float(_probability(bag_logits).mean()),
-    )
+    tiles, bag = (_scores(paths, logits) for logits in (tile_logits, bag_logits))
+    attention = attention.mean(0).numpy() * len(x)
+    kind = outcomes.kind_of(models.card(Path(paths[0]))["settings"]["task"])
+    if kind == "multiclass":
+        index = max(range(shape.outputs), key=lambda one: bag[f"p_{one}"][0])
+        column = f"p_{index}"
+        return TileValues(attention, tiles[column], float(bag[column][0]), f"probability of class {index}")
+    return TileValues(attention, tiles["p"], float(bag["p"][0]), MEANINGS[kind], kind != "regression")
+
+
+def _scores(paths: Sequence[str], logits: torch.Tensor) -> dict[str, np.ndarray]:
+    """Return the columns of the predictions for n bags, means over the models, from logits (models, n, C)."""
+    cards = [models.card(Path(path)) for path in paths]
+    each = [
+        tasks.columns(card["settings"]["task"], own, card["fitted"]) for card, own in zip(cards, logits, strict=True)
+    ]
+    return {name: np.mean([columns[name] for columns in each], axis=0) for name in each[0]}
 
 
 def draw(slide: Slide, tiles: grid.Tiles, values: TileValues, title: str) -> Figure:
-    """Return a figure of three panels: the scan, attention, and the probability of each tile alone."""
+    """Return a figure of three panels: the scan, attention, and the score of each tile alone."""
     um_per_px = max(max(slide.size_um) / LONG_SIDE_PX, min(slide.mpp))
     overview = slide.overview(um_per_px)
     corners = outlines(tiles) / um_per_px
@@ -59,7 +83,7 @@ def draw(slide: Slide, tiles: grid.Tiles, values: TileValues, title: str) -> Fig
     panels = [
         ("scan", None, None, None),
         ("attention (1 = as all tiles)", values.attention, "cividis", Normalize(0, limit)),
-        ("probability, tile alone", values.p, "RdBu_r", TwoSlopeNorm(0.5, 0, 1)),
+        (f"{values.meaning}, tile alone", values.p, "RdBu_r", _scale(values)),
     ]
     height, width = overview.shape[:2]
     figure = Figure(figsize=(13.5, 1.2 + 4.2 * height / width), layout="constrained")
@@ -103,6 +127,9 @@ def write(path: str | Path, figure: Figure) -> None:
         figure.savefig(temporary, dpi=110, metadata={"Software": None} if temporary.suffix == ".png" else None)
 
 
-def _probability(logits: torch.Tensor) -> torch.Tensor:
-    logits = logits.double()
-    return (logits[..., 1] - logits[..., 0]).sigmoid()
+def _scale(values: TileValues) -> Normalize:
+    """Return colours around 0.5, or around the whole scan's value and as far to both sides as the tiles reach."""
+    if values.bounded:
+        return TwoSlopeNorm(0.5, 0, 1)
+    reach = float(np.abs(values.p - values.bag).max()) or 1.0
+    return TwoSlopeNorm(values.bag, values.bag - reach, values.bag + reach)

@@ -1,25 +1,32 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import synth
 import torch
 
-from isoslide import aggregators, grid, heatmaps, layers, models
+from isoslide import aggregators, grid, heatmaps, layers, models, tasks
 from isoslide.slide import Slide
 
 SHAPE = layers.Shape(inputs=6, width=8, attention=4)
 
 
-@pytest.fixture
-def paths(tmp_path):
+def write_models(folder, task, fitted, outputs=2):
     """Two models with running statistics that are not those of a fresh model."""
-    files = []
+    files, shape = [], replace(SHAPE, outputs=outputs)
+    card = {"shape": shape.as_dict(), "settings": {"task": task}, "fitted": fitted}
     for seed in range(2):
-        state = aggregators.init(SHAPE, [torch.Generator().manual_seed(seed)])
+        state = aggregators.init(shape, [torch.Generator().manual_seed(seed)])
         state = {name: value + 0.1 * (seed + 1) for name, value in layers.single(state, 0).items()}
-        path = tmp_path / f"m{seed}.safetensors"
-        models.save(path, {name: value[0] for name, value in state.items()}, {"shape": SHAPE.as_dict()})
+        path = folder / f"m{seed}.safetensors"
+        models.save(path, {name: value[0] for name, value in state.items()}, card)
         files.append(str(path))
     return files
+
+
+@pytest.fixture
+def paths(tmp_path):
+    return write_models(tmp_path, {"type": "binary"}, {})
 
 
 def features(n=5):
@@ -85,3 +92,30 @@ def test_the_figure_shows_three_panels(tmp_path, paths):
     titles = [axes.get_title() for axes in figure.axes[:3]]
     assert titles == ["scan", "attention (1 = as all tiles)", "probability, tile alone"]
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("task", "fitted", "outputs", "meaning"),
+    [
+        ({"type": "multiclass"}, {}, 3, "probability of class"),
+        ({"type": "regression"}, {"mean": [50.0], "sd": [20.0]}, 1, "predicted value"),
+        ({"type": "survival", "loss": "cox"}, {}, 1, "risk"),
+        ({"type": "survival", "loss": "hazard"}, {}, 4, "risk"),
+    ],
+)
+def test_other_kinds_of_tasks(tmp_path, task, fitted, outputs, meaning):
+    files = write_models(tmp_path, task, fitted, outputs)
+    values = heatmaps.tile_values(files, features())
+    assert values.meaning.startswith(meaning)
+    x = torch.from_numpy(features()).float()
+    each = [tasks.columns(task, aggregators.predict(*models.load(path), x, [5])[0], fitted) for path in files]
+    if outputs == 3:
+        best = int(np.mean([[one[f"p_{c}"][0] for c in range(3)] for one in each], axis=0).argmax())
+        assert values.meaning == f"probability of class {best}"
+        assert values.bag == pytest.approx(np.mean([one[f"p_{best}"] for one in each]), abs=1e-6)
+    else:
+        assert values.bag == pytest.approx(np.mean([one["p"] for one in each]), abs=1e-5)
+    path = synth.slide(tmp_path / "a.tif", size_um=(600, 500), blobs=((300, 250, 200),))
+    with Slide(path) as slide:
+        figure = heatmaps.draw(slide, turned(), heatmaps.tile_values(files, features(2)), "t")
+    assert figure.axes[2].get_title().startswith(meaning)

@@ -11,6 +11,8 @@ rule draw_heatmaps:
             scripts("isoslide/combat.py"),
             scripts("isoslide/heatmaps.py"),
             scripts("isoslide/layers.py"),
+            scripts("isoslide/task_losses.py"),
+            scripts("isoslide/tasks.py"),
             scripts("isoslide/transmil.py"),
         ],
         checks="results/status/checks.tsv",
