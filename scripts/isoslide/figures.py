@@ -20,6 +20,7 @@ BLACK, GREY, PALE = "#000000", "#767676", "#d9d9d9"
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D00", "#999999")
 MARKERS = "osD^vPX*<>"
 MAX_LINES = 100
+LEAST_ERROR = 0.01
 STYLE = {
     "font.size": 9.5,
     "font.family": "sans-serif",
@@ -188,15 +189,22 @@ def counts(rows: pd.DataFrame, title: str) -> Figure:
 
 
 def histogram(rows: pd.DataFrame, limit: float, title: str) -> Figure:
-    """Draw the registration error (`error_um`) as a histogram per `scanner`, with the limit."""
+    """Draw the registration error (`error_um`) as a histogram per `scanner`, with the limit; logarithmic axis.
+
+    Errors below 0.01 µm count as 0.01 µm.
+    """
     with matplotlib.rc_context(STYLE):
         scanners = sorted(rows["scanner"].unique())
         figure = Figure(figsize=(4.6, 1.1 + 0.75 * max(len(scanners), 1)), layout="constrained")
         panels = figure.subplots(max(len(scanners), 1), 1, sharex=True, squeeze=False)[:, 0]
-        top = max(float(rows["error_um"].max()) if len(rows) else 0.0, limit) * 1.05
-        bins = np.linspace(0, top, 41)
+        errors = rows["error_um"].clip(lower=LEAST_ERROR)
+        low = 0.8 * (float(errors.min()) if len(rows) else LEAST_ERROR)
+        bins = np.geomspace(low, 1.2 * max(float(errors.max()) if len(rows) else 0.0, limit), 41)
         for axes, scanner in zip(panels, scanners, strict=False):
-            axes.hist(rows.loc[rows["scanner"] == scanner, "error_um"], bins, color=OKABE_ITO[0])
+            axes.hist(errors[rows["scanner"] == scanner], bins, color=OKABE_ITO[0])
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
             axes.axvline(limit, color=OKABE_ITO[1], linewidth=1.5)
             axes.set_ylabel(scanner, rotation=0, ha="right", va="center")
             axes.locator_params(axis="y", nbins=2, integer=True)

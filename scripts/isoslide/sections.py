@@ -243,7 +243,7 @@ def registration_part(run: Run, draw: Draw) -> dict[str, Any] | None:
     pictures = []
     for specimen, error in cohort.examples(errors):
         if run.registrations and (path := run.registrations / f"{specimen}.jpg").exists():
-            text = f"{specimen}: largest error {wording.number(error, 1)} µm"
+            text = f"{specimen}: largest error {wording.number(error, 2)} µm"
             pictures.append({"source": picture(path, 420), "text": text})
     return {
         "figure": draw("registration", figure, errors, "Every scan that was laid onto its specimen's reference scan."),
