@@ -102,7 +102,7 @@ def test_banner_collapse_losses_and_limits_are_said(page):
         "the file ends in the middle of a tile",
         "V = 0.",
         "limit of 5.0 µm",
-        "P05-1: largest error 7.9 µm",
+        "P05-1: largest error 7.90 µm",
         "Differences below the spread over seeds mean little",
         "not a reproduction",
         "training.steps",
