@@ -131,6 +131,7 @@ def make_splits(cohort: pd.DataFrame, folds: int, kind: str) -> pd.DataFrame:
         role = np.select([tested, cohort["scanner"] == "D", tuned], ["test", "unused", "tune"], "train")
         tables.append(cohort[["scan", "specimen", "patient", "scanner"]].assign(fold=fold, role=role))
         tables[-1]["label"] = cohort["positive"] if kind == "binary" else ""
+        tables[-1]["time"], tables[-1]["event"] = ("", "") if kind == "binary" else (cohort["months"], cohort["event"])
         tables[-1]["class"] = np.where(
             cohort["positive"] == 1, *(("positive", "negative") if kind == "binary" else ("poor", "good"))
         )
