@@ -96,6 +96,7 @@ def test_every_test_scan_is_predicted_once_per_seed(cohort, capsys):
     train(cohort)
     table = predict(cohort)
     assert list(table.columns) == [*predict_scans.COLUMNS, "status"]
+    table = table[table["role"] == "test"]
     assert len(table) == 2 * (18 * 3 - 1)
     assert not table.duplicated(["seed", "scan"]).any()
     assert table["p"].to_numpy() == pytest.approx(1 / (1 + np.exp(-table["logit"])), abs=1e-5)
