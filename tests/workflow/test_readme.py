@@ -1,7 +1,12 @@
-"""The README finds every file for a newcomer: its map has one line per file."""
+"""A newcomer finds every file from the README, no link leads nowhere, and the formats say every column."""
 
 import re
 from pathlib import Path
+
+import pytest
+
+import predict_scans
+from isoslide import evaluation, models, splits, status, training
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -14,3 +19,19 @@ def test_the_file_map_names_every_file():
     wanted = {str(path.relative_to(ROOT)) for path in files if path.name != "__init__.py"}
     assert wanted - named == set()
     assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+@pytest.mark.parametrize("page", ["README.md", "config/README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if not target.startswith("http")]
+    missing = [target for target in targets if not (ROOT / page).parent.joinpath(target.partition("#")[0]).exists()]
+    assert missing == []
+
+
+def test_the_formats_name_every_column():
+    text = (ROOT / "docs/formats.md").read_text()
+    named = {name for code in re.findall(r"`([^`]+)`", text) for name in re.findall(r"\w+", code)}
+    tables = (status.COLUMNS, splits.COLUMNS, models.COLUMNS, predict_scans.COLUMNS, training.CURVE)
+    wanted = {name for columns in (*tables, evaluation.METRIC_COLUMNS) for name in columns}
+    assert wanted - named == set()
