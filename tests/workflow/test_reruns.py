@@ -14,7 +14,7 @@ N_BATCHES, N_ENCODERS, N_TASKS, N_ARMS = 4, 2, 2, 2
 N_MODELS = N_TASKS * N_ENCODERS * N_ARMS
 REPORT = {"write_report": 1, "all": 1}
 EVALUATED = {"evaluate_predictions": N_TASKS * N_ENCODERS} | REPORT
-TRAINED = {"train_models": N_MODELS, "predict_scans": N_MODELS} | EVALUATED
+TRAINED = {"train_models": N_MODELS, "embed_tiles": N_MODELS, "predict_scans": N_MODELS} | EVALUATED
 FEATURES = {"extract_features": N_BATCHES * N_ENCODERS, "evaluate_features": N_ENCODERS} | TRAINED
 PROFILE = ["--workflow-profile", "workflow/profiles/workstation"]
 
@@ -92,7 +92,7 @@ EDITS = {
     | FEATURES,
     "scripts/isoslide/tile_encoder.py": collected("features") | FEATURES,
     "scripts/isoslide/training.py": TRAINED,
-    "scripts/predict_scans.py": TRAINED | {"train_models": 0},
+    "scripts/predict_scans.py": TRAINED | {"train_models": 0, "embed_tiles": 0},
     "scripts/isoslide/weighted.py": EVALUATED | {"evaluate_metadata": N_TASKS},
     "scripts/isoslide/sections.py": REPORT,
     "workflow/rules/tissue.smk": {},
@@ -109,7 +109,7 @@ def test_an_edited_file_runs_its_stage_and_what_follows(clone, name):
 
 def half(jobs):
     """The jobs of one of two arms or encoders, whose evaluations and page are whole."""
-    return jobs | {"train_models": N_MODELS // 2, "predict_scans": N_MODELS // 2}
+    return jobs | dict.fromkeys(("train_models", "embed_tiles", "predict_scans"), N_MODELS // 2)
 
 
 CHANGES = {
@@ -118,7 +118,7 @@ CHANGES = {
     "steps of training": (lambda config: config["training"].update(steps=10), TRAINED),
     "resamples": (
         lambda config: config.update(evaluation={"resamples": 100}),
-        EVALUATED | {"evaluate_features": N_ENCODERS, "evaluate_metadata": N_TASKS},
+        EVALUATED | {"evaluate_features": N_ENCODERS, "evaluate_metadata": N_TASKS, "embed_tiles": N_MODELS},
     ),
     "how much of a tile is tissue": (
         lambda config: config.update(tiles={"min_tissue": 0.4}),
@@ -131,6 +131,7 @@ CHANGES = {
             "collect_status": 1,
             "evaluate_features": 1,
             "train_models": N_MODELS // 2,
+            "embed_tiles": N_MODELS // 2,
             "predict_scans": N_MODELS // 2,
             "evaluate_predictions": N_TASKS,
         }
@@ -144,6 +145,7 @@ CHANGES = {
             "collect_status": 2,
             "evaluate_features": 1,
             "train_models": N_MODELS // 2,
+            "embed_tiles": N_MODELS // 2,
             "predict_scans": N_MODELS // 2,
             "evaluate_predictions": N_TASKS,
         }
@@ -182,7 +184,7 @@ def test_a_corrected_label_leaves_the_slides_alone(clone):
         return [line.replace("\tno\t", "\tyes\t") if f"\t{patient}\t" in line else line for line in lines]
 
     edit_sheet(clone, correct)
-    jobs = {"make_splits": 1, "train_models": N_MODELS // 2, "predict_scans": N_MODELS // 2}
+    jobs = {"make_splits": 1} | dict.fromkeys(("train_models", "embed_tiles", "predict_scans"), N_MODELS // 2)
     jobs |= {"evaluate_predictions": N_ENCODERS, "evaluate_features": N_ENCODERS, "evaluate_metadata": N_TASKS}
     assert planned(clone) == jobs | REPORT
 
