@@ -14,12 +14,15 @@ import argparse
 import itertools
 import logging
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from isoslide import atomic, cli
-from isoslide.bags import Bags
+
+if TYPE_CHECKING:
+    from isoslide.bags import Bags
 
 DIM, TILES, SCANNERS = 128, 24, "ABC"
 KINDS_APART = 1.2  # distance of the two kinds of tiles, in SDs of a tile
@@ -68,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     atomic.write_table(args.output, pd.DataFrame(rows))
 
 
-def cohorts(args: argparse.Namespace) -> Iterator[tuple[int, int, pd.DataFrame, Bags]]:
+def cohorts(args: argparse.Namespace) -> Iterator[tuple[int, int, pd.DataFrame, "Bags"]]:
     """Yield number of specimens, number of the cohort, folds and features."""
     if args.splits:
         from isoslide import bags
@@ -82,9 +85,10 @@ def cohorts(args: argparse.Namespace) -> Iterator[tuple[int, int, pd.DataFrame, 
         yield n, cohort, *simulate(n, cohort)
 
 
-def simulate(n: int, seed: int) -> tuple[pd.DataFrame, Bags]:
+def simulate(n: int, seed: int) -> tuple[pd.DataFrame, "Bags"]:
     """Return folds and features of n specimens, each on three scanners."""
     from isoslide import splits
+    from isoslide.bags import Bags
 
     rng = np.random.default_rng([n, seed])
     labels = np.arange(n) % 2
@@ -115,7 +119,7 @@ def simulate(n: int, seed: int) -> tuple[pd.DataFrame, Bags]:
     return folds, bags
 
 
-def run(table: pd.DataFrame, bags: Bags, settings: dict, seeds: int) -> list[dict]:
+def run(table: pd.DataFrame, bags: "Bags", settings: dict, seeds: int) -> list[dict]:
     """Train and test the models of one choice of settings; return a row for each."""
     from isoslide import layers, sampling, training
 
@@ -140,7 +144,7 @@ def run(table: pd.DataFrame, bags: Bags, settings: dict, seeds: int) -> list[dic
     ]
 
 
-def tested(model, table: pd.DataFrame, bags: Bags, shape) -> dict[str, float]:
+def tested(model, table: pd.DataFrame, bags: "Bags", shape) -> dict[str, float]:
     """Return AUC and inconsistency of the test scans of a model's fold, and the spread of their scores."""
     import torch
 
