@@ -155,17 +155,18 @@ def test_a_changed_parameter_and_a_new_arm_run_what_depends_on_them(demo):
     over = demo / "over.yaml"
     files = ["--configfile", "config/config.yaml", "over.yaml"]
     over.write_text("evaluation: { resamples: 200 }\n")
-    evaluations = {"evaluate_predictions": 2, "evaluate_features": 1, "evaluate_metadata": 2}
-    assert planned(demo, *files) == evaluations | {"write_report": 1, "all": 1, "total": 7}
+    evaluations = {"evaluate_predictions": 2, "evaluate_features": 1, "evaluate_metadata": 2, "embed_tiles": 4}
+    assert planned(demo, *files) == evaluations | {"write_report": 1, "all": 1, "total": 11}
     over.write_text("arms: { embedding: { sampler: paired, embedding_weight: 1 } }\n")
     plan = planned(demo, *files)
     assert plan == {
         "train_models": 2,
         "predict_scans": 2,
         "evaluate_predictions": 2,
+        "embed_tiles": 2,
         "write_report": 1,
         "all": 1,
-        "total": 8,
+        "total": 10,
     }
 
 
