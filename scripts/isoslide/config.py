@@ -11,6 +11,8 @@ import yaml
 from isoslide import outcomes
 from isoslide.registry import Encoder
 
+WITHOUT_CLASSES = ("regression", "cox", "hazard")  # kinds of tasks
+
 
 class ConfigError(ValueError):
     """The configuration cannot be used; the message is one line: key, value, remedy."""
@@ -146,7 +148,7 @@ def _check_task(name: str, task: Mapping[str, Any], arms: Mapping[str, Mapping[s
         )
     if kind != "classes" and cuts:
         raise ConfigError(f"config tasks.{name}.{cuts[0]}: goes with the loss 'classes' only: remove it")
-    if kind not in ("regression", "cox", "hazard"):
+    if kind not in WITHOUT_CLASSES:
         return
     for arm, settings in arms.items():
         if settings["balance"]:
@@ -168,8 +170,7 @@ def _check_training(config: Mapping[str, Any]) -> None:
             "at most 0.003, such as 0.0003"
         )
     for name, task in config["tasks"].items():
-        without_classes = task["type"] == "regression" or task.get("loss", "classes") != "classes"
-        if training["aggregator"] == "clam_sb" and without_classes:
+        if training["aggregator"] == "clam_sb" and outcomes.kind_of(task) in WITHOUT_CLASSES:
             raise ConfigError(
                 f"config training.aggregator: clam_sb needs classes, and task {name!r} has none: use gated_abmil"
             )

@@ -11,9 +11,7 @@ import pandas as pd
 from isoslide import metrics, task_metrics
 
 RULES = ("normalised", "reference", "metric", "last")
-COLLAPSED_SPREAD = (
-    0.02  # SD of the scores over the tuning scans below which a checkpoint tells specimens apart no longer
-)
+COLLAPSED_SPREAD = 0.02  # SD of the scores over the tuning scans below which they tell specimens apart no longer
 UNTRAINED_LOSS = 0.9  # training loss of the task, as a share of a constant guess's, above which nothing was learned
 
 

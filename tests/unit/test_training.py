@@ -4,24 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from toy_cohort import ARM
 
 from isoslide import aggregators, layers, sampling, splits, training
 from isoslide.bags import Bags
 
 torch.set_num_threads(1)
 
-ARM = {
-    "sampler": "paired",
-    "embedding_weight": 1,
-    "score_weight": 1,
-    "embedding_loss": "info_nce",
-    "score_loss": "mse",
-    "negatives": "other_specimens",
-    "n_negatives": 5,
-    "n_anchors": 128,
-    "temperature": 0.1,
-    "warmup_steps": 0,
-}
 SETTINGS = {
     "optimiser": "sgd_onecycle",
     "precision": "float32",
