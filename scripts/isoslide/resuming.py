@@ -95,17 +95,15 @@ class File:
             names.setdefault((kind, number), {})[rest] = tensors[name]
         for i, parameter in enumerate(run.optimiser.param_groups[0]["params"]):
             buffers = names.get(("optimiser", str(i)), {})
-            # Copies in PyTorch's own memory: products of the same numbers at other alignments may round otherwise.
             run.optimiser.state[parameter] = {
-                name: torch.empty_like(value, device=parameter.device if value.dim() else None).copy_(value)
-                for name, value in buffers.items()
+                name: value.to(parameter.device) if value.dim() else value for name, value in buffers.items()
             }
         for group, kept in zip(run.optimiser.param_groups, values["groups"], strict=True):
             group.update({name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
         run.schedule.load_state_dict(run.schedule.state_dict() | values["schedule"])
         run.alive.copy_(torch.tensor(values["alive"]))
         for i, (model, memory) in enumerate(zip(run.models, values["models"], strict=True)):
-            model.recall(memory, {name: value.clone() for name, value in names.get(("kept", str(i)), {}).items()})
+            model.recall(memory, names.get(("kept", str(i)), {}))
         return values["step"]
 
     def _write(self, values: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -125,7 +123,8 @@ def _read(path: Path, with_tensors: bool = True) -> tuple[dict[str, Any], State]
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys()) if with_tensors else []
-            return json.loads(file.metadata()["values"]), {name: file.get_tensor(name) for name in names}
+            # Copies: the file is replaced while the run goes on, and products at other alignments may round otherwise.
+            return json.loads(file.metadata()["values"]), {name: file.get_tensor(name).clone() for name in names}
     except SafetensorError:  # not ours
         return {}, {}
 
