@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, default=2, help="number of tasks")
     parser.add_argument("--arms", type=int, default=6, help="number of arms, the control included")
     parser.add_argument("--seeds", type=int, default=5, help="seeds")
-    parser.add_argument("--batch-size", type=int, default=64, help="scans per job of the slide stages")
+    parser.add_argument("--batch-size", type=int, help="scans per job of the slide stages")
     parser.add_argument("--cores", type=int, default=16, help="trivial jobs at once")
     return parser.parse_args(argv)
 
@@ -103,13 +103,14 @@ def write_config(args: argparse.Namespace) -> None:
     config = {
         "sheet": "config/slides.tsv",
         "encoders": args.encoders,
-        "batch_size": args.batch_size,
         "device": "cuda",
         "tasks": {f"response{i}": binary for i in range(1, args.tasks)} | {"survival": survival},
         "arms": {"paired": {"sampler": "paired"}} | robust,
         "control": "paired",
         "training": {"seeds": args.seeds},
     }
+    if args.batch_size:
+        config["batch_size"] = args.batch_size
     (args.folder / "config/config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 

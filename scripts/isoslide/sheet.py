@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 
 REQUIRED = ("scan", "scanner")
 OPTIONAL = ("path", "specimen", "patient", "site", "stain", "mpp", "mpp_override", "reference", "split", "exclude")
+SMALL_BATCH, MOST_BATCHES = 16, 256
 SPLITS = ("", "train", "tune", "test")
 SLIDE_COLUMNS = ("scan", "path", "scanner", "specimen", "mpp", "mpp_override", "reference")  # of the slide stages
 DEMO_SLIDES = "results/demo/"  # scans under this folder are made by the rule make_demo, so need not exist yet
@@ -71,15 +73,21 @@ def batch_of(specimen: str, n_batches: int) -> int:
     return int.from_bytes(hashlib.sha256(specimen.encode()).digest()[:4], "big") * n_batches >> 32
 
 
-def batches(table: pd.DataFrame, batch_size: int) -> dict[str, pd.DataFrame]:
-    """Group the included scans into batches of about `batch_size`, scans of one specimen together.
+def batches(table: pd.DataFrame, batch_size: int | None = None) -> dict[str, pd.DataFrame]:
+    """Group the included scans into batches, scans of one specimen together.
 
     The number of batches is a power of two, so a growing sheet keeps its batches until it has doubled.
+
+    Args:
+        table: of the sheet.
+        batch_size: scans in a batch, at most about so many. None: 16, so that a small cohort keeps all cores busy, and
+            more where that would make over 256 batches, which cost more to schedule than they gain.
 
     Returns:
         Batch name (`b0`, `b1`, …) to its rows; batches without a scan are left out.
     """
     rows = included(table)
+    batch_size = batch_size or max(SMALL_BATCH, math.ceil(len(rows) / MOST_BATCHES))
     n_batches = 1
     while n_batches * batch_size < len(rows):
         n_batches *= 2

@@ -1,3 +1,4 @@
+import pandas as pd
 import pytest
 
 from isoslide import sheet
@@ -107,6 +108,14 @@ def test_batches_keep_specimens_together_and_do_not_depend_on_other_rows(tmp_pat
     fewer = sheet.batches(table.iloc[20:], 30)  # 80 scans still make four batches
     for name, batch in fewer.items():
         assert set(batch["scan"]) <= set(batches[name]["scan"])
+
+
+@pytest.mark.parametrize(("n", "expected"), [(10, 1), (16, 1), (17, 2), (200, 16), (5000, 256), (27_042, 256)])
+def test_number_of_batches_where_their_size_is_not_given(n, expected):
+    table = pd.DataFrame({"specimen": [str(i) for i in range(n)], "exclude": ""})
+    batches = sheet.batches(table)
+    assert expected / 2 < len(batches) <= expected
+    assert {len(name) for name in batches} == {1 + len(str(expected - 1))}
 
 
 def test_one_reference_scan_a_specimen(tmp_path):

@@ -47,7 +47,7 @@ except (configuration.ConfigError, registry.RegistryError, sheet.SheetError) as 
     cli.fail(str(error))
 
 SHEET = SHEET.sort_values("scan")  # so that the order of its rows starts no job
-BATCHES = sheet.batches(SHEET, config["batch_size"])
+BATCHES = sheet.batches(SHEET, config.get("batch_size"))
 ENCODERS = config["encoders"]
 TILES = sorted({REGISTRY[encoder].tile for encoder in NATIVE})
 TASKS = list(config["tasks"])
