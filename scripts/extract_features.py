@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pandas import DataFrame
 
-from isoslide import atomic, cli, device, registry, status, weights
+from isoslide import atomic, cli, device, registry, staging, status, weights
 from isoslide.slide import SlideError
 
 
@@ -36,6 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--batch-size", type=int, default=4, help="tiles per forward pass; less where GPU memory is short"
     )
     parser.add_argument("--reading", type=cli.json_arg, default={}, help="the block 'reading' of the config")
+    parser.add_argument("--staging", type=cli.json_arg, default={}, help="the block 'staging' of the config")
     parser.add_argument("--results", required=True, help="folder of the features files")
     parser.add_argument("--speed", help="JSON to write: tiles per second, where the seconds went, peak memory")
     parser.add_argument("--output", required=True, help="status table to write")
@@ -56,6 +57,10 @@ def main(argv: list[str] | None = None) -> None:
     tiles = status.read(args.tiles)
     if args.scans:
         tiles = tiles[tiles["scan"].isin(args.scans)]
+    try:
+        args.staging = staging.Staging(**args.staging) if args.staging.get("folder") else None
+    except staging.StagingError as error:
+        cli.fail(str(error))
     rows = encode(args, entry, checks, tiles)
     status.write(args.output, rows)
     logging.info("%d scans: %s", len(rows), status.summary(status.read(args.output)))
@@ -89,7 +94,7 @@ def encode(args: argparse.Namespace, entry: registry.Encoder, checks: DataFrame,
                 rows.append(done)
                 continue
             tiles = grid.read_tiles_file(row["path"])
-            yield tiles_of(done | {"tiles": row["path"]}, checks.loc[row["scan"]], tiles, reading)
+            yield tiles_of(done | {"tiles": row["path"]}, checks.loc[row["scan"]], tiles, reading, args.staging)
 
     for scan, found in extraction.encode_scans(feeder, wanted(), args.threads, clock):
         done = {name: value for name, value in scan.row.items() if name != "tiles"}

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from isoslide import features_file, grid
 from isoslide.pace import Clock
 from isoslide.slide import Reading, Slide, SlideError, open_checked
+from isoslide.staging import Staging
 from isoslide.tile_encoder import TileEncoder
 
 BLOCK = 16  # tiles are read in blocks of 16 x 16, whose inner stored tiles no other block needs
@@ -27,7 +29,7 @@ IN_FLIGHT = 2  # batches that a GPU has before it: it never waits for the host, 
 
 
 class ScanTiles:
-    """The tiles of a scan that lie inside it, to be read by any thread; the first one opens the slide.
+    """The tiles of a scan that lie inside it, to be read by any thread; the first one opens the slide, or its copy.
 
     Attributes:
         row: what the caller knows of the scan.
@@ -36,8 +38,15 @@ class ScanTiles:
         given_up: set where a tile could not be read: the others need not be.
     """
 
-    def __init__(self, row: Mapping[str, Any], check: Mapping[str, str], tiles: grid.Tiles, reading: Reading):
-        self.row, self.tiles, self._check, self._reading = row, tiles, check, reading
+    def __init__(
+        self,
+        row: Mapping[str, Any],
+        check: Mapping[str, str],
+        tiles: grid.Tiles,
+        reading: Reading,
+        staging: Staging | None = None,
+    ):
+        self.row, self.tiles, self._check, self._reading, self._staging = row, tiles, check, reading, staging
         inside, self._tile_px = ~tiles.out_of_bounds, tiles.attrs["tile_px"]
         self._order = _reading_order(tiles.tile_ids[inside])
         self.n_tiles = len(self._order)
@@ -45,6 +54,7 @@ class ScanTiles:
         self._affines = grid.tile_affines(corners, self._tile_px * tiles.attrs["mpp"], self._tile_px, maps)
         self.given_up = False
         self._slide: Slide | None = None
+        self._open = ExitStack()  # the slide, and the copy that it is read from
         self._lock = threading.Lock()
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -57,14 +67,19 @@ class ScanTiles:
             raise SlideError("zero_tiles", "no tile lies inside the scan")
         with self._lock:
             if self._slide is None:
-                self._slide = open_checked(self._check, self._reading)
+                self._slide = self._opened()
         return self._slide.read_tiles(self._affines[start:stop], self._tile_px)
 
     def close(self) -> None:
         """Close the slide, once no thread reads it."""
-        if self._slide is not None:
-            self._slide.close()
-            self._slide = None
+        self._open.close()
+        self._slide = None
+
+    def _opened(self) -> Slide:
+        check = dict(self._check)
+        if self._staging is not None:
+            check["path"] = self._open.enter_context(self._staging.copy(check["path"]))
+        return self._open.enter_context(open_checked(check, self._reading))
 
     def in_order(self, features: np.ndarray) -> np.ndarray:
         """Return features (n, dim) in the order of the tiles."""

@@ -21,6 +21,7 @@ import numpy as np
 from isoslide import grid
 from isoslide.extraction import ScanTiles
 from isoslide.slide import Reading, SlideError
+from isoslide.staging import Staging
 
 SAMPLE_TILES = 32
 SAMPLE_PIXELS = 200_000
@@ -118,9 +119,15 @@ class NormalisedTiles(ScanTiles):
     """The tiles of a scan in the target's colours; the first thread that reads some fits the scan."""
 
     def __init__(
-        self, kind: str, row: Mapping[str, Any], check: Mapping[str, str], tiles: grid.Tiles, reading: Reading
+        self,
+        kind: str,
+        row: Mapping[str, Any],
+        check: Mapping[str, str],
+        tiles: grid.Tiles,
+        reading: Reading,
+        staging: Staging | None = None,
     ):
-        super().__init__(row, check, tiles, reading)
+        super().__init__(row, check, tiles, reading, staging)
         self._kind = kind
         self._normalise: Normalise | None = None
         self._fitting = threading.Lock()

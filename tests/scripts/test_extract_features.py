@@ -258,3 +258,18 @@ def test_a_scan_without_stain_is_a_row(batch, tmp_path, monkeypatch):
     table = run(batch, tmp_path, "--encoder=efficientnet_lite0+macenko")
     assert table.loc["a", "status"] == "no_stain"
     assert table.loc["a", "reason"].startswith("macenko: ")
+
+
+def test_slides_are_read_from_copies_where_that_is_wanted(batch, tmp_path):
+    plain = run(batch, tmp_path / "plain")
+    block = json.dumps({"folder": str(tmp_path / "local"), "limit_gb": 1})
+    staged = run(batch, tmp_path / "staged", "--staging", block)
+    assert [path.name for path in (tmp_path / "local").rglob("*.tif")] == ["a.tif"]
+    assert staged["key"].tolist() == plain["key"].tolist()
+    with h5py.File(plain.loc["a", "path"]) as one, h5py.File(staged.loc["a", "path"]) as other:
+        assert (one["features"][()] == other["features"][()]).all()
+
+
+def test_a_staging_folder_that_is_none_is_one_line(batch, tmp_path):
+    with pytest.raises(SystemExit, match="a variable is not set on this machine"):
+        run(batch, tmp_path, "--staging", json.dumps({"folder": "$ISOSLIDE_NOT_SET/x", "limit_gb": 1}))

@@ -1,6 +1,9 @@
 """Features. In: the tiles of a batch and one encoder, or files made elsewhere. Out: per scan a features file, status per
 batch."""
 
+# No parameter of the rule: where slides are read from must not make jobs run again.
+STAGING = json.dumps(config["staging"])
+
 
 rule extract_features:
     """Encode the tiles of a batch of scans with one encoder."""
@@ -22,6 +25,7 @@ rule extract_features:
             scripts("isoslide/tiff_levels.py"),
             scripts("isoslide/openslide_fast.py"),
             scripts("isoslide/icc.py"),
+            scripts("isoslide/staging.py"),
         ],
         checks="results/status/checks/{batch}.tsv",
         tiles=tiles_of_encoder,
@@ -62,6 +66,7 @@ rule extract_features:
             --threads {threads} \
             --batch-size {params.batch_size} \
             --reading {params.reading:q} \
+            --staging {STAGING:q} \
             --results results/features/{wildcards.encoder:q} \
             --speed {output.speed:q} \
             --output {output.status:q} &>{log:q}
