@@ -1,10 +1,6 @@
 """Features. In: the tiles of a batch and one encoder, or files made elsewhere. Out: per scan a features file, status per
 batch."""
 
-# No parameter of the rule: where slides are read from must not make jobs run again.
-STAGING = json.dumps(config["staging"])
-
-
 rule extract_features:
     """Encode the tiles of a batch of scans with one encoder."""
     input:
@@ -53,6 +49,7 @@ rule extract_features:
         weights=config["weights"],
         device=config["device"],
         reading=json.dumps(config["reading"]),
+        staging=json.dumps(config["staging"]),
         batch_size=256 if config["device"] == "cuda" else 4,
     shell:
         """
@@ -66,7 +63,7 @@ rule extract_features:
             --threads {threads} \
             --batch-size {params.batch_size} \
             --reading {params.reading:q} \
-            --staging {STAGING:q} \
+            --staging {params.staging:q} \
             --results results/features/{wildcards.encoder:q} \
             --speed {output.speed:q} \
             --output {output.status:q} &>{log:q}
