@@ -1,6 +1,7 @@
 """Features. In: the tiles of a batch and one encoder, or files made elsewhere. Out: per scan a features file, status per
 batch."""
 
+
 rule extract_features:
     """Encode the tiles of a batch of scans with one encoder."""
     input:
