@@ -149,9 +149,10 @@ def staged(feeder, tiles_path: Path, path: Path, args: argparse.Namespace) -> tu
     tiles = grid.read_tiles_file(tiles_path)
     clock = pace.Clock()
     start, cpu = time.perf_counter(), time.process_time()
-    scans = (extraction.ScanTiles({"scan": str(i)}, check, tiles, Reading()) for i in range(args.scans))
-    for scan, features in extraction.encode_scans(feeder, scans, args.threads, clock):
-        extraction.write(path.with_name(f"{scan.row['scan']}.features.h5"), features, scan, tiles_path, feeder, "")
+    rows = ({"scan": str(i)} for i in range(args.scans))
+    scans = ((extraction.ScanTiles(row, check, tiles, Reading()), [feeder]) for row in rows)
+    for scan, found in extraction.encode_scans(scans, args.threads, clock):
+        extraction.write(path.with_name(f"{scan.row['scan']}.features.h5"), found[0], scan, tiles_path, feeder, "")
     seconds = time.perf_counter() - start
     return clock.tiles / seconds, (time.process_time() - cpu) / clock.tiles, str(clock)
 

@@ -1,20 +1,22 @@
-"""Encode the tiles of a batch of scans with one encoder.
+"""Encode the tiles of a batch of scans with one encoder, or with several that want the same tiles.
 
     python scripts/extract_features.py --checks results/status/checks/b0.tsv --tiles results/status/tiles/T/b0.tsv \
         --encoder efficientnet_lite0 --registry resources/encoders.yaml --weights resources/weights \
         --results results/features/efficientnet_lite0 --output results/status/features/efficientnet_lite0/b0.tsv
 
-The encoder is loaded once. Each scan's features are written when complete, and kept by a rerun as long as their content
-key stands (tiles, encoder, weights and code unchanged), so a killed job loses at most the scans it was on.
+An encoder is loaded once; several encoders share one reading of each tile. Each scan's features are written when
+complete, and kept by a rerun as long as their content key stands (tiles, encoder, weights and code unchanged), so a
+killed job loses at most the scans it was on.
 """
 
 import argparse
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pandas import DataFrame
 
@@ -27,7 +29,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checks", required=True, help="status table of the checks")
     parser.add_argument("--tiles", required=True, help="status table of the tiles")
     parser.add_argument("--scans", nargs="+", help="only these scans")
-    parser.add_argument("--encoder", required=True, help="id in the registry; ID+macenko or ID+reinhard: stain first")
+    parser.add_argument(
+        "--encoder", required=True, nargs="+", help="ids in the registry; ID+macenko or ID+reinhard: stain first"
+    )
     parser.add_argument("--registry", required=True, help="YAML file of encoders")
     parser.add_argument("--weights", required=True, help="folder of weights")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the encoder runs")
@@ -37,97 +41,136 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--reading", type=cli.json_arg, default={}, help="the block 'reading' of the config")
     parser.add_argument("--staging", type=cli.json_arg, default={}, help="the block 'staging' of the config")
-    parser.add_argument("--results", required=True, help="folder of the features files")
+    parser.add_argument("--results", required=True, nargs="+", help="folder of the features files of each encoder")
     parser.add_argument("--speed", help="JSON to write: tiles per second, where the seconds went, peak memory")
-    parser.add_argument("--output", required=True, help="status table to write")
-    return parser.parse_args(argv)
+    parser.add_argument("--output", required=True, help="status table to write; of several encoders it names them")
+    args = parser.parse_args(argv)
+    if len(args.results) != len(args.encoder):
+        parser.error("--results takes one folder for each encoder")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
-    atomic.sweep(args.results)
-    name, _, args.stain = args.encoder.partition("+")
-    entry = registry.load(args.registry, [name], args.weights)[name]
+    names, stains = zip(*(name.partition("+")[::2] for name in args.encoder), strict=True)
+    if len(set(stains)) > 1:
+        cli.fail(f"--encoder {' '.join(args.encoder)}: encoders that share their tiles have one stain for all")
+    args.stain = stains[0]
+    known = registry.load(args.registry, names, args.weights)
     try:
         args.device = device.claim(args.device)
-    except device.DeviceError as error:
+        args.staging = staging.Staging(**args.staging) if args.staging.get("folder") else None
+    except (device.DeviceError, staging.StagingError) as error:
         cli.fail(str(error))
     checks = status.read(args.checks).set_index("scan", drop=False)
     tiles = status.read(args.tiles)
     if args.scans:
         tiles = tiles[tiles["scan"].isin(args.scans)]
-    try:
-        args.staging = staging.Staging(**args.staging) if args.staging.get("folder") else None
-    except staging.StagingError as error:
-        cli.fail(str(error))
-    rows = encode(args, entry, checks, tiles)
+    rows = encode(args, [known[name] for name in names], checks, tiles)
+    if len(names) == 1:
+        rows = [{name: value for name, value in row.items() if name != "encoder"} for row in rows]
     status.write(args.output, rows)
-    logging.info("%d scans: %s", len(rows), status.summary(status.read(args.output)))
+    logging.info("%d rows: %s", len(rows), status.summary(status.read(args.output)))
 
 
-def encode(args: argparse.Namespace, entry: registry.Encoder, checks: DataFrame, table: DataFrame) -> list[dict]:
+def encode(
+    args: argparse.Namespace, entries: list[registry.Encoder], checks: DataFrame, table: DataFrame
+) -> list[dict]:
     import torch
 
-    from isoslide import extraction, features_file, grid, keys, pace, slide, stains, tile_encoder
+    from isoslide import extraction, grid, pace, slide, stains
 
     torch.set_num_threads(args.threads)
-    encoder, facts = load_encoder(args, entry)
     reading = slide.Reading(**args.reading)
-    code = [tile_encoder.code(entry), slide.code(reading), keys.code_hash(extraction.ScanTiles, extraction.Feeder)]
-    tiles_of = extraction.ScanTiles
-    if args.stain:
-        tiles_of = partial(stains.NormalisedTiles, args.stain)
-        code += [args.stain, keys.code_hash(stains)]
-    feeder, clock, rows = extraction.Feeder(encoder, args.batch_size), pace.Clock(), []
+    encoders, facts = load_encoders(args, entries, reading)
+    tiles_of = partial(stains.NormalisedTiles, args.stain) if args.stain else extraction.ScanTiles
+    clock, rows = pace.Clock(), []
 
-    def wanted() -> Iterator[extraction.ScanTiles]:
+    def wanted() -> Iterator[tuple[extraction.ScanTiles, list[extraction.Feeder]]]:
         for row in table.to_dict("records"):
             if row["status"] != status.OK:
-                rows.append(status.carried(row))
+                rows.extend({"encoder": one.name} | status.carried(row) for one in encoders)
                 continue
-            path = Path(args.results, f"{row['scan']}.h5")
-            key = keys.content_key(tiles=row["key"], encoder=entry.defining(), weights=encoder.weights_hash, code=code)
-            done = {"scan": row["scan"], "status": status.OK, "n_tiles": row["n_tiles"], "path": path, "key": key}
-            done |= {"specimen": row["specimen"], "scanner": row["scanner"]}
-            if features_file.stored_key(path) == key:
-                rows.append(done)
-                continue
-            tiles = grid.read_tiles_file(row["path"])
-            yield tiles_of(done | {"tiles": row["path"]}, checks.loc[row["scan"]], tiles, reading, args.staging)
+            rows.extend(one.done(row) for one in encoders if one.stands(row))
+            lacking = [one for one in encoders if not one.stands(row)]
+            if lacking:
+                tiles = grid.read_tiles_file(row["path"])
+                told = {"scan": row["scan"], "tiles": row, "encoders": lacking}
+                scan = tiles_of(told, checks.loc[row["scan"]], tiles, reading, args.staging)
+                yield scan, [one.feeder for one in lacking]
 
-    for scan, found in extraction.encode_scans(feeder, wanted(), args.threads, clock):
-        done = {name: value for name, value in scan.row.items() if name != "tiles"}
-        if isinstance(found, SlideError):
-            rows.append(status.failed(done, found.status, found.reason))
-            continue
-        extraction.write(done["path"], found, scan, scan.row["tiles"], feeder, done["key"])
-        rows.append(done)
+    for scan, found in extraction.encode_scans(wanted(), args.threads, clock):
+        row = scan.row["tiles"]
+        for one, features in zip(scan.row["encoders"], found, strict=True):
+            done = one.done(row)
+            if isinstance(features, SlideError):
+                rows.append({"encoder": one.name} | status.failed(done, features.status, features.reason))
+                continue
+            extraction.write(done["path"], features, scan, row["path"], one.feeder, done["key"])
+            rows.append(done)
     logging.info("%s", clock)
     if args.speed:
-        made = {"encoder": entry.id, "batch": feeder.batch, "threads": args.threads, "precision": encoder.precision}
+        made = {"encoder": " ".join(args.encoder), "threads": args.threads}
+        made |= {"batch": encoders[0].feeder.batch, "precision": encoders[0].feeder.encoder.precision}
         atomic.write_json(args.speed, clock.facts() | facts | made)
     return rows
 
 
-def load_encoder(args: argparse.Namespace, entry: registry.Encoder):
-    """Return the encoder on its device, and what is known of the device."""
+@dataclass
+class Coder:
+    """An encoder at work: its feeder, the folder of its files, and what their content keys are made of."""
+
+    name: str
+    feeder: Any  # extraction.Feeder: torch is not imported yet
+    folder: str
+    parts: dict[str, Any]
+
+    def done(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the status row of a scan, from its row of the tiles, once its features are there."""
+        from isoslide import keys
+
+        row_key = keys.content_key(tiles=row["key"], **self.parts)
+        path = Path(self.folder, f"{row['scan']}.h5")
+        known = {name: row[name] for name in ("scan", "n_tiles", "specimen", "scanner")}
+        return known | {"status": status.OK, "path": path, "key": row_key, "encoder": self.name}
+
+    def stands(self, row: Mapping[str, Any]) -> bool:
+        """Whether the features of the scan are there and made of the same parts."""
+        from isoslide import features_file
+
+        done = self.done(row)
+        return features_file.stored_key(done["path"]) == done["key"]
+
+
+def load_encoders(
+    args: argparse.Namespace, entries: list[registry.Encoder], reading: Any
+) -> tuple[list[Coder], dict[str, str]]:
+    """Return the encoders on their device, and what is known of the device."""
     import torch
 
-    from isoslide import stains, tile_encoder
+    from isoslide import extraction, keys, slide, stains, tile_encoder
 
     if args.device == "cuda" and not torch.cuda.is_available():
         cli.fail("a GPU was asked for and torch sees none: check the driver, or set 'device: cpu' in the config")
     if args.stain not in ("", *stains.FITS):
-        cli.fail(f"--encoder {args.encoder}: after the + stands one of {sorted(stains.FITS)}")
+        cli.fail(f"--encoder {' '.join(args.encoder)}: after the + stands one of {sorted(stains.FITS)}")
     facts = device.describe(args.device)
     logging.info("device: %s", json.dumps(facts))
-    try:
-        encoder = tile_encoder.TileEncoder(entry, args.weights, args.device)
-    except weights.EncoderError as error:
-        cli.fail(str(error))
-    encoder.entry = replace(entry, id=args.encoder)
-    return encoder, facts
+    reader = [slide.code(reading), keys.code_hash(extraction.ScanTiles, extraction.Feeder)]
+    stain = [args.stain, keys.code_hash(stains)] if args.stain else []
+    coders = []
+    for name, entry, folder in zip(args.encoder, entries, args.results, strict=True):
+        atomic.sweep(folder)
+        try:
+            encoder = tile_encoder.TileEncoder(entry, args.weights, args.device)
+        except weights.EncoderError as error:
+            cli.fail(str(error))
+        code = [tile_encoder.code(entry), *reader, *stain]
+        parts = {"encoder": entry.defining(), "weights": encoder.weights_hash, "code": code}
+        encoder.entry = replace(entry, id=name)
+        coders.append(Coder(name, extraction.Feeder(encoder, args.batch_size), folder, parts))
+    return coders, facts
 
 
 if __name__ == "__main__":

@@ -106,6 +106,20 @@ def _check_arm(name: str, arm: Mapping[str, Any]) -> None:
         )
 
 
+def together(config: Mapping[str, Any], encoders: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return {tile view: its encoders} of those that one job encodes; none unless `share_tiles` is set.
+
+    Args:
+        config: complete.
+        encoders: entries of the registry by name. Those that TRIDENT runs need another environment, so stay alone.
+    """
+    views: dict[str, list[str]] = {}
+    for name, entry in encoders.items():
+        if config["share_tiles"] and entry.loader != "trident":
+            views.setdefault(entry.tile, []).append(name)
+    return {view: names for view, names in views.items() if len(names) > 1}
+
+
 def stained(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the encoder of each features variant that arms with `stain` need, by the variant's name.
 

@@ -7,9 +7,10 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -141,26 +142,30 @@ class Feeder:
         return host
 
 
-def encode_scans(
-    feeder: Feeder, scans: Iterable[ScanTiles], threads: int, clock: Clock
-) -> Iterator[tuple[ScanTiles, np.ndarray | SlideError]]:
-    """Yield every scan with its features (n, dim) float16, or with the error that ends it.
+Found = np.ndarray | SlideError
 
-    While the encoder works, threads read on, also in the next scans. A scan comes out when the first tiles of the one
-    after it are on their way, so that a GPU has work while files are written.
+
+def encode_scans(
+    scans: Iterable[tuple[ScanTiles, Sequence[Feeder]]], threads: int, clock: Clock
+) -> Iterator[tuple[ScanTiles, list[Found]]]:
+    """Yield every scan with, for each of its encoders, its features (n, dim) float16 or the error that ends it.
+
+    Each tile is read once for all encoders of its scan. While they work, threads read on, also in the next scans. A
+    scan comes out when the first tiles of the one after it are on their way, so that a GPU has work while files are
+    written.
 
     Args:
-        feeder: of the loaded encoder.
-        scans: taken one by one, as reading comes to them.
+        scans: each with the feeders of its encoders; taken one by one, as reading comes to them.
         threads: that read.
         clock: counts tiles and seconds.
     """
-    waiting: tuple[ScanTiles, list[Tensor] | SlideError, int] | None = None
-    runs = _read_ahead(scans, threads, feeder)
-    for scan, futures in itertools.groupby(runs, key=lambda run: run[0]):
-        parts: list[Tensor] | SlideError = []
-        for _, future in futures:
-            if isinstance(parts, SlideError):
+    waiting: _Encoded | None = None
+    runs = _read_ahead(scans, threads)
+    for scan, group in itertools.groupby(runs, key=lambda run: run[0]):
+        encoded: _Encoded | None = None
+        for _, feeders, future in group:
+            encoded = encoded or _Encoded(scan, feeders, [[] for _ in feeders])
+            if encoded.error:
                 if not future.cancel():
                     wait([future])  # the slide must not be closed under it
                 continue
@@ -168,33 +173,51 @@ def encode_scans(
                 with clock.waiting():
                     images = future.result()
             except SlideError as error:
-                parts, scan.given_up = error, True
+                encoded.error, scan.given_up = error, True
                 continue
             with clock.model(len(images)):
-                parts += feeder.feed(images)
+                for feeder, parts in zip(feeders, encoded.parts, strict=True):
+                    parts += feeder.feed(images)
             if waiting:
-                yield _finish(*waiting, feeder, clock)
+                yield _finish(waiting, clock)
                 waiting = None
         if waiting:
-            yield _finish(*waiting, feeder, clock)
-        waiting = (scan, parts, feeder.launched)
+            yield _finish(waiting, clock)
+        encoded.launched = [feeder.launched for feeder in encoded.feeders]
+        waiting = encoded
     if waiting:
-        yield _finish(*waiting, feeder, clock)
+        yield _finish(waiting, clock)
 
 
-def _finish(
-    scan: ScanTiles, parts: list[Tensor] | SlideError, launched: int, feeder: Feeder, clock: Clock
-) -> tuple[ScanTiles, np.ndarray | SlideError]:
-    scan.close()
-    if isinstance(parts, SlideError):
-        return scan, parts
-    with clock.model(0):
-        feeder.wait(launched)
-    features = scan.in_order(torch.cat(parts).half().numpy())
+@dataclass
+class _Encoded:
+    """A scan whose tiles were given to its encoders: what comes back of each, in parts, and after which launch."""
+
+    scan: ScanTiles
+    feeders: Sequence[Feeder]
+    parts: list[list[Tensor]]
+    launched: list[int] = field(default_factory=list)
+    error: SlideError | None = None
+
+
+def _finish(done: _Encoded, clock: Clock) -> tuple[ScanTiles, list[Found]]:
+    done.scan.close()
+    if done.error:
+        return done.scan, [done.error for _ in done.feeders]
+    found = []
+    for feeder, parts, launched in zip(done.feeders, done.parts, done.launched, strict=True):
+        with clock.model(0):
+            feeder.wait(launched)
+        features = done.scan.in_order(torch.cat(parts).half().numpy())
+        found.append(_not_finite(done.scan, features, feeder) or features)
+    return done.scan, found
+
+
+def _not_finite(scan: ScanTiles, features: np.ndarray, feeder: Feeder) -> SlideError | None:
     bad = ~np.isfinite(features).all(axis=1)
     if not bad.any():
-        return scan, features
-    return scan, SlideError(
+        return None
+    return SlideError(
         "non_finite",
         f"{bad.sum()} of {len(bad)} tiles have features that are no finite float16, first tile "
         f"{scan.tile_ids[bad][0]}: check the weights and the precision of encoder {feeder.encoder.entry.id}",
@@ -231,22 +254,25 @@ def _reading_order(tile_ids: np.ndarray) -> np.ndarray:
     return np.lexsort((column, row, column // BLOCK, row // BLOCK))
 
 
-def _read_ahead(scans: Iterable[ScanTiles], threads: int, feeder: Feeder) -> Iterator[tuple[ScanTiles, Future[Tensor]]]:
-    """Yield runs of tiles in order, some of them still to be read, while the next ones are read in the background."""
-    run = feeder.batch * max(1, BLOCK**2 // feeder.batch)
-    pin = feeder.encoder.device.type == "cuda"  # uploaded from such memory while the GPU works
+Run = tuple[ScanTiles, Sequence[Feeder], Future[Tensor]]
 
-    def read(scan: ScanTiles, start: int, stop: int) -> Tensor:
+
+def _read_ahead(scans: Iterable[tuple[ScanTiles, Sequence[Feeder]]], threads: int) -> Iterator[Run]:
+    """Yield runs of tiles in order, some of them still to be read, while the next ones are read in the background."""
+
+    def read(scan: ScanTiles, start: int, stop: int, pin: bool) -> Tensor:
         images = torch.from_numpy(scan.read(start, stop))
         return images.pin_memory() if pin else images
 
-    def submitted(pool: ThreadPoolExecutor) -> Iterator[tuple[ScanTiles, Future[Tensor]]]:
-        size = feeder.batch  # of a run: the first ones are short, so that the encoder soon has something to do
-        for scan in scans:
-            start = 0
+    def submitted(pool: ThreadPoolExecutor) -> Iterator[Run]:
+        size = 1  # of a run: the first ones are short, so that the encoder soon has something to do
+        for scan, feeders in scans:
+            pin = any(one.encoder.device.type == "cuda" for one in feeders)  # uploaded from there while the GPU works
+            batch, start = max(one.batch for one in feeders), 0
+            size = max(size, batch)
             while start < max(1, scan.n_tiles) and not scan.given_up:
-                yield scan, pool.submit(read, scan, start, start + size)
-                start, size = start + size, min(run, 2 * size)
+                yield scan, feeders, pool.submit(read, scan, start, start + size, pin)
+                start, size = start + size, min(batch * max(1, BLOCK**2 // batch), 2 * size)
 
     with ThreadPoolExecutor(threads) as pool:
         futures = submitted(pool)
@@ -257,5 +283,5 @@ def _read_ahead(scans: Iterable[ScanTiles], threads: int, feeder: Feeder) -> Ite
                 queue.extend(itertools.islice(futures, 1))
                 yield run_of_scan
         finally:
-            for _, future in queue:
+            for _, _, future in queue:
                 future.cancel()

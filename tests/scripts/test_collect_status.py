@@ -29,6 +29,13 @@ def test_skip_goes_on_with_every_row(tmp_path):
     assert run(tmp_path, [GOOD, BAD], policy="skip")["scan"].tolist() == ["a", "b"]
 
 
+def test_tables_of_several_encoders_give_their_own_rows(tmp_path):
+    rows = [GOOD | {"encoder": "uni", "key": "u"}, GOOD | {"encoder": "gpfm", "key": "g"}]
+    table = run(tmp_path, rows, expect=1, stage="features/gpfm")
+    assert table["key"].tolist() == ["g"]
+    assert "encoder" not in table
+
+
 def test_scans_are_conserved(tmp_path):
     with pytest.raises(SystemExit, match="1 rows for 2 scans"):
         run(tmp_path, [GOOD])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import synth
 import torch
+import yaml
 
 import extract_features
 from isoslide import extraction, grid, status
@@ -273,3 +274,52 @@ def test_slides_are_read_from_copies_where_that_is_wanted(batch, tmp_path):
 def test_a_staging_folder_that_is_none_is_one_line(batch, tmp_path):
     with pytest.raises(SystemExit, match="a variable is not set on this machine"):
         run(batch, tmp_path, "--staging", json.dumps({"folder": "$ISOSLIDE_NOT_SET/x", "limit_gb": 1}))
+
+
+def test_encoders_that_share_their_tiles(batch, tmp_path, monkeypatch):
+    """The same features and keys as alone, every tile read once, rows of both, and only what is missing is made."""
+    entries = yaml.safe_load((ROOT / "resources/encoders.yaml").read_text())
+    lite = entries["efficientnet_lite0"]
+    entries = {"one": lite, "two": lite | {"mean": [0.4, 0.5, 0.6]}}
+    (tmp_path / "encoders.yaml").write_text(yaml.safe_dump(entries))
+    alone = {}
+    for name in entries:
+        more = [f"--registry={tmp_path}/encoders.yaml", f"--encoder={name}"]
+        alone[name] = run(batch, tmp_path / "alone" / name, *more).loc["a"]
+        assert "encoder" not in alone[name]
+    read, n_read = extraction.ScanTiles.read, []
+
+    def counted(self, start, stop):
+        images = read(self, start, stop)
+        n_read.append(len(images))
+        return images
+
+    monkeypatch.setattr(extraction.ScanTiles, "read", counted)
+    folders = [str(tmp_path / "together" / name) for name in entries]
+    together = [f"--registry={tmp_path}/encoders.yaml", "--encoder", *entries, "--results", *folders]
+    table = run(batch, tmp_path, *together)
+    assert sum(n_read) == 5
+    assert table.loc["a", "encoder"].tolist() == ["one", "two"]
+    assert table.loc["b", "status"].tolist() == ["no_tissue", "no_tissue"]
+    values = []
+    for row in table.loc["a"].to_dict("records"):
+        assert row["key"] == alone[row["encoder"]]["key"]
+        with h5py.File(row["path"]) as one, h5py.File(alone[row["encoder"]]["path"]) as other:
+            values.append(one["features"][()])
+            assert (values[-1] == other["features"][()]).all()
+            assert one.attrs["encoder"] == row["encoder"]
+    assert (values[0] != values[1]).any()
+    Path(folders[1], "a.h5").unlink()
+    calls = []
+    monkeypatch.setattr(
+        TileEncoder, "__call__", lambda self, images: calls.append(self.entry.id) or torch.ones(len(images), 1280)
+    )
+    run(batch, tmp_path, *together)
+    assert set(calls) == {"two"}
+
+
+def test_encoders_that_share_their_tiles_have_one_stain_and_a_folder_each(batch, tmp_path):
+    with pytest.raises(SystemExit, match="have one stain for all"):
+        run(batch, tmp_path, "--encoder", "efficientnet_lite0", "efficientnet_lite0+macenko", "--results", "x", "y")
+    with pytest.raises(SystemExit, match="2"):
+        run(batch, tmp_path, "--encoder", "efficientnet_lite0", "efficientnet_lite0")

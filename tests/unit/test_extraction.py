@@ -90,7 +90,7 @@ def test_scans_come_out_whole_and_in_order_and_the_device_is_never_left_without_
     scans = [Scan("a", 18, 0, notes), Scan("b", 4, 100, notes), Scan("c", 6, 200, notes)]
     feeder = extraction.Feeder(gpu, batch=4)
     found = {}
-    for scan, features in extraction.encode_scans(feeder, scans, 2, pace.Clock()):
+    for scan, (features,) in extraction.encode_scans([(scan, [feeder]) for scan in scans], 2, pace.Clock()):
         found[scan.row["scan"]] = features[:, 0].tolist()
         assert (gpu.running > 0) == (scan.row["scan"] != "c")
         assert not scan.open

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import yaml
 
+from isoslide import registry
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -81,6 +83,28 @@ def test_an_arm_with_stain_adds_features_and_nothing_before_them(tmp_path):
     assert counts["extract_features"] == 2 * counts["check_slides"]
     assert counts["tile_scans"] == counts["check_slides"]
     assert counts["train_models"] == 10  # two tasks, five arms
+
+
+def test_encoders_of_one_view_share_a_job_where_that_is_asked_for(tmp_path):
+    """uni and gpfm want 224 px at 0.5 µm, conch_v1_5 512 px; the other stages see no difference."""
+    copy_sheet(tmp_path, lambda table: table)
+    for name in ("uni", "gpfm", "conch_v1_5"):
+        place = tmp_path / "weights" / registry.load(ROOT / "resources/encoders.yaml")[name].weights
+        place.parent.mkdir(parents=True)
+        place.touch()
+    settings = {"encoders": ["uni", "gpfm", "conch_v1_5"], "weights": str(tmp_path / "weights")}
+    counts = []
+    for share in (False, True):
+        options = overlay(tmp_path, share_tiles=share, **settings)
+        done = snakemake("-n", "--quiet", "rules", *options, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        counts.append(job_counts(done.stdout + done.stderr))
+    alone, together = counts
+    n = alone["check_slides"]
+    assert (alone.pop("extract_features"), together.pop("extract_features")) == (3 * n, n)
+    assert together.pop("extract_together") == n
+    assert alone.pop("total") - together.pop("total") == n
+    assert alone == together
 
 
 def lines_of_error(done):

@@ -1,5 +1,6 @@
 """What every stage needs: the checked configuration and sheet, batches of scans, and lookups for the rules."""
 
+import itertools
 import json
 import os
 import re
@@ -50,6 +51,12 @@ SHEET = SHEET.sort_values("scan")  # so that the order of its rows starts no job
 BATCHES = sheet.batches(SHEET, config.get("batch_size"))
 ENCODERS = config["encoders"]
 TILES = sorted({REGISTRY[encoder].tile for encoder in NATIVE})
+TOGETHER = configuration.together(config, {name: REGISTRY[name] for name in NATIVE})
+ALONE = [
+    name
+    for name in [*NATIVE, *STAINED]
+    if name not in itertools.chain(*TOGETHER.values())
+]
 TASKS = list(config["tasks"])
 ARMS = list(config["arms"])
 
@@ -107,7 +114,10 @@ def rows_of_task(wildcards):
 
 def tables_of_stage(wildcards):
     """Status tables of all batches of a stage."""
-    return [f"results/status/{wildcards.stage}/{batch}.tsv" for batch in BATCHES]
+    stage, _, encoder = wildcards.stage.partition("/")
+    shared = [view for view, names in TOGETHER.items() if encoder in names]
+    folder = f"features_together/{shared[0]}" if shared else wildcards.stage
+    return [f"results/status/{folder}/{batch}.tsv" for batch in BATCHES]
 
 
 def view_of_tile(wildcards):
@@ -119,9 +129,16 @@ def view_of_tile(wildcards):
     )
 
 
+def encoders_of_job(wildcards):
+    """Ids of the encoders that a job runs: one, or all that want the same tiles."""
+    return (
+        TOGETHER[wildcards.tile] if "tile" in wildcards.keys() else [wildcards.encoder]
+    )
+
+
 def tiles_of_encoder(wildcards):
     """Status table of the tiles in the view that the encoder wants: of the batch, or of all where there is no batch."""
-    view = f"results/status/tiles/{REGISTRY[wildcards.encoder].tile}"
+    view = f"results/status/tiles/{REGISTRY[encoders_of_job(wildcards)[0]].tile}"
     return (
         f"{view}/{wildcards.batch}.tsv"
         if "batch" in wildcards.keys()
@@ -137,17 +154,17 @@ def registrations_of_import(wildcards):
 
 def environment_of_encoder(wildcards):
     """Encoders that TRIDENT runs need its own, older versions."""
-    if REGISTRY[wildcards.encoder].loader == "trident":
+    if REGISTRY[encoders_of_job(wildcards)[0]].loader == "trident":
         return "../../envs/trident.yaml"
     return "../../envs/torch.yaml"
 
 
 def weights_of_encoder(wildcards):
     """Nothing; but where weights are missing the run ends here, before its first job, not after hours of tiles."""
-    if not os.path.exists(
-        f"results/status/features/{wildcards.encoder}/{wildcards.batch}.tsv"
-    ):
-        if line := weights.missing(REGISTRY[wildcards.encoder], config["weights"]):
+    for encoder in encoders_of_job(wildcards):
+        if os.path.exists(f"results/status/features/{encoder}.tsv"):
+            continue
+        if line := weights.missing(REGISTRY[encoder], config["weights"]):
             cli.fail(line)
     return []
 
@@ -161,7 +178,8 @@ def features_of_arm(wildcards):
 
 def gate_of_encoder(wildcards):
     """The stage's table: no encoder starts before all tiles are known to be good."""
-    return ancient(f"results/status/tiles/{REGISTRY[wildcards.encoder].tile}.tsv")
+    tile = REGISTRY[encoders_of_job(wildcards)[0]].tile
+    return ancient(f"results/status/tiles/{tile}.tsv")
 
 
 def report_notes():

@@ -37,16 +37,20 @@ rule extract_features:
     benchmark:
         "results/benchmarks/extract_features/{encoder}/{batch}.tsv"
     wildcard_constraints:
-        encoder=one_of([*NATIVE, *STAINED]),
+        encoder=one_of(ALONE),
     conda:
         environment_of_encoder
     threads: 8 if config["device"] == "cuda" else 1  # on a busy CPU one thread a job wastes least
     resources:
         mem_mb=lambda wc, attempt: 16000 * attempt,
-        runtime=lambda wc, attempt: 240 * attempt,
+        runtime=lambda wc, attempt: 240 * attempt * len(encoders_of_job(wc)),
         gpu=1 if config["device"] == "cuda" else None,
     params:
-        entry=lambda wc: json.dumps(REGISTRY[wc.encoder].defining()),
+        encoders=encoders_of_job,
+        entries=lambda wc: json.dumps(
+            [REGISTRY[name].defining() for name in encoders_of_job(wc)]
+        ),
+        results=lambda wc: [f"results/features/{name}" for name in encoders_of_job(wc)],
         weights=config["weights"],
         device=config["device"],
         reading=json.dumps(config["reading"]),
@@ -57,7 +61,7 @@ rule extract_features:
         python {input.script:q} \
             --checks {input.checks:q} \
             --tiles {input.tiles:q} \
-            --encoder {wildcards.encoder:q} \
+            --encoder {params.encoders:q} \
             --registry {input.registry:q} \
             --weights {params.weights:q} \
             --device {params.device} \
@@ -65,10 +69,22 @@ rule extract_features:
             --batch-size {params.batch_size} \
             --reading {params.reading:q} \
             --staging {params.staging:q} \
-            --results results/features/{wildcards.encoder:q} \
+            --results {params.results:q} \
             --speed {output.speed:q} \
             --output {output.status:q} &>{log:q}
         """
+
+
+use rule extract_features as extract_together with:
+    output:
+        status="results/status/features_together/{tile}/{batch}.tsv",
+        speed="results/benchmarks/extract_together/{tile}/{batch}.json",
+    log:
+        "results/logs/extract_together/{tile}/{batch}.log",
+    benchmark:
+        "results/benchmarks/extract_together/{tile}/{batch}.tsv"
+    wildcard_constraints:
+        tile=one_of(TOGETHER),
 
 
 rule import_features:
