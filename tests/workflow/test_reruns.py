@@ -215,3 +215,16 @@ STAGES = {
 def test_single_stages_by_name(finished, name):
     arguments, jobs = STAGES[name]
     assert planned(finished, *arguments) == jobs
+
+
+def test_records_of_500_scans(tmp_path):
+    """Complaint L7: Snakemake keeps a file per output, and inodes are counted; there are batches, not scans."""
+    folder = tmp_path / "plan"
+    benchmark_plan.copy_workflow(folder)
+    benchmark_plan.write_weights(folder, ["uni", "conch_v1_5"])
+    benchmark_plan.write_sheet(folder, 500, 150)
+    settings = Namespace(folder=folder, encoders=["uni", "conch_v1_5"], tasks=2, arms=6, seeds=5, batch_size=None)
+    benchmark_plan.write_config(settings)
+    text = snakemake(folder, "-n")
+    outputs = re.findall(r"^    output: (.*)$", text, flags=re.MULTILINE)
+    assert 300 < sum(line.count(", ") + 1 for line in outputs) < 1000
