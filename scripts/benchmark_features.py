@@ -2,15 +2,19 @@
 
     python scripts/benchmark_features.py --encoders efficientnet_lite0 --output features.md
     python scripts/benchmark_features.py --encoders uni h_optimus_0 --device cuda --threads 8 --side 40960 --output g.md
+    python scripts/benchmark_features.py --encoders kaiko_s16 --trident trident/bin/python --output t.md
 
 Makes an SVS-like slide of real tissue in a temporary folder and writes a Markdown table: tiles per second of the whole
 stage (reading ahead, encoding, writing; the network is loaded before) over those of the network alone on random tiles
 that lie on the device, at the same batch and precision. Rounds of the two alternate, and the best of each counts.
-Encoders whose weights are not there get random ones: speed does not depend on them.
+Encoders whose weights are not there get random ones: speed does not depend on them. With `--trident`, the Python of an
+environment that has TRIDENT, the same slide, tiles, network, batch and device go through TRIDENT too.
 """
 
 import argparse
+import json
 import logging
+import subprocess
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -24,6 +28,7 @@ from isoslide import cli, device, registry
 REGISTRY = Path(__file__).resolve().parents[1] / "resources/encoders.yaml"
 MODEL_TILES = {"cpu": 256, "cuda": 4096}  # that a round of the network alone encodes
 STORED_PX = 240
+TRIDENT = {"kaiko_s16": "kaiko-vits16", "kaiko_b16": "kaiko-vitb16", "uni": "uni_v1", "h_optimus_0": "hoptimus0"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,6 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=8192, help="px along the side of the slide, at 0.25 µm per pixel")
     parser.add_argument("--scans", type=int, default=2, help="times that the slide is encoded in a round")
     parser.add_argument("--rounds", type=int, default=3, help="rounds")
+    parser.add_argument("--trident", help="Python of TRIDENT's environment, to measure its extraction too")
     parser.add_argument("--output", required=True, help="Markdown file to write")
     return parser.parse_args(argv)
 
@@ -51,11 +57,15 @@ class Speed:
     model_cpu: float = float("inf")
     stage_cpu: float = float("inf")
     clock: str = ""
+    trident: float = 0.0
+    trident_cpu: float = float("inf")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
+    if args.trident and (unknown := sorted(set(args.encoders) - set(TRIDENT))):
+        cli.fail(f"--trident: no name of TRIDENT's is known for encoder {unknown[0]}: use one of {sorted(TRIDENT)}")
     try:
         args.device = device.claim(args.device)
     except device.DeviceError as error:
@@ -94,6 +104,9 @@ def measure(entry: registry.Encoder, path: Path, args: argparse.Namespace) -> Sp
             speed.model, speed.stage = max(speed.model, model), max(speed.stage, stage)
             speed.model_cpu, speed.stage_cpu = min(speed.model_cpu, model_cpu), min(speed.stage_cpu, stage_cpu)
             speed.clock, speed.batch = clock, feeder.batch
+            if args.trident:
+                rival, rival_cpu = by_trident(entry.id, feeder.batch, tiles, path, args)
+                speed.trident, speed.trident_cpu = max(speed.trident, rival), min(speed.trident_cpu, rival_cpu)
     return speed
 
 
@@ -157,16 +170,33 @@ def staged(feeder, tiles_path: Path, path: Path, args: argparse.Namespace) -> tu
     return clock.tiles / seconds, (time.process_time() - cpu) / clock.tiles, str(clock)
 
 
+def by_trident(name: str, batch: int, tiles: Path, path: Path, args: argparse.Namespace) -> tuple[float, float]:
+    """Return tiles per second and processor seconds per tile of TRIDENT's own extraction, of one scan."""
+    command = [args.trident, Path(__file__).with_name("benchmark_trident.py"), "--slide", path, "--tiles", tiles]
+    command += ["--encoder", TRIDENT[name], "--weights", path.with_name("random.safetensors"), "--device", args.device]
+    command += ["--batch-size", batch, "--threads", args.threads, "--folder", path.with_name("trident")]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        cli.fail(f"TRIDENT ended with {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    logging.info("%s by TRIDENT: %.1f tiles/s", name, told["tiles"] / told["seconds"])
+    return told["tiles"] / told["seconds"], told["cpu"] / told["tiles"]
+
+
 def table(rows: list[Speed]) -> str:
-    """Return the speeds as a Markdown table."""
+    """Return the speeds as a Markdown table, TRIDENT's at its end where they were measured."""
+    rival = any(row.trident for row in rows)
     lines = [
         "| encoder | batch | precision | alone, tiles/s | stage, tiles/s | share | alone, core ms | stage, core ms |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    if rival:
+        lines = [lines[0] + " TRIDENT, tiles/s | TRIDENT, core ms |", lines[1] + " --- | --- |"]
     for row in rows:
         speeds = f"{row.model:.1f} | {row.stage:.1f} | {row.stage / row.model:.2f}"
         cpu = f"{1e3 * row.model_cpu:.2f} | {1e3 * row.stage_cpu:.2f}"
-        lines.append(f"| {row.name} | {row.batch} | {row.precision} | {speeds} | {cpu} |")
+        last = f" {row.trident:.1f} | {1e3 * row.trident_cpu:.2f} |" if rival else ""
+        lines.append(f"| {row.name} | {row.batch} | {row.precision} | {speeds} | {cpu} |{last}")
     return "\n".join(lines) + "\n"
 
 
