@@ -14,7 +14,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from isoslide import atomic, cli, evaluation, status, thresholds
+from isoslide import atomic, cli, evaluation, scopes, status, thresholds
 from isoslide.measures import MAIN
 
 
@@ -24,7 +24,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--models", type=Path, nargs="*", default=[], help="{arm}/models.tsv: models without predictions"
     )
-    parser.add_argument("--splits", type=Path, required=True, help="the task's split table: which scanners are unseen")
+    parser.add_argument(
+        "--splits", type=Path, required=True, help="the task's split table: who is unseen, who external"
+    )
     parser.add_argument("--control", required=True, help="arm that the others are compared with")
     parser.add_argument("--settings", type=cli.json_arg, required=True, help='{"task": ..., "evaluation": ...}')
     parser.add_argument("--metrics", type=Path, required=True, help="output table")
@@ -44,15 +46,15 @@ def main(argv: list[str] | None = None) -> None:
     kind = args.settings["task"]["type"]
     if kind not in MAIN:
         cli.fail(f"task type {kind!r} is not evaluated (allowed: {', '.join(MAIN)})")
-    frames = {path.stem: evaluation.read_predictions(path) for path in args.predictions}
     models = {path.parent.name: status.read(path) for path in args.models}
     splits = status.read(args.splits)
-    unseen, classes = evaluation.unseen_scanners(splits), evaluation.class_names(splits, kind)
+    frames = {path.stem: scopes.mark(evaluation.read_predictions(path), splits) for path in args.predictions}
+    classes = evaluation.class_names(splits, kind)
     tuning = {path.stem: evaluation.read_predictions(path, "tune") for path in args.predictions}
     cuts = thresholds.choose(tuning, kind)
     with cli.timed("evaluation"):
         metrics, comparisons, by_model = evaluation.evaluate(
-            frames, args.control, kind, args.settings["evaluation"], unseen, models, cuts, classes
+            frames, args.control, kind, args.settings["evaluation"], models, cuts, classes
         )
     for arm in frames:
         if reason := evaluation.is_collapsed(metrics, arm):

@@ -1,12 +1,10 @@
 """Every metric of an arm: per model and scope, on the cohort and on all resamples at once.
 
 Scores are `p` of the predictions (probability of the positive or poor class, predicted value, risk); in a multiclass
-task `p_0`, `p_1`, …, and what compares scans is the mean over classes. Scopes say which scans enter:
-`pooled` all test scans, `scanner:A` one scanner's, `pair:A-B` the specimens with scans on both, `unseen` the scanners
-that no model was trained or selected on, `class:NAME` one class of a multiclass task against all others. Metrics that
-compare two scans are, in `pooled`, the mean over scanner pairs within each model. Inconsistency and ICC take the
-specimens that have all scanners of the scope; where no specimen has, inconsistency takes those with two or more scans,
-and the row says so.
+task `p_0`, `p_1`, …, and what compares scans is the mean over classes. Scopes (`scopes.py`) say which scans enter.
+Metrics that compare two scans are, where there are more, the mean over scanner pairs within each model. Inconsistency
+and ICC take the specimens that have all scanners of the scope; where no specimen has, inconsistency takes those with
+two or more scans, and the row says so.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,18 +17,11 @@ import pandas as pd
 
 from isoslide import metrics, task_weighted, uncertainty, weighted
 from isoslide.measures import METRICS, ONE_CLASS, Metric
+from isoslide.scopes import SIDES, Scope, scopes
+from isoslide.scopes import complete as complete_specimens
 
 Floats = np.ndarray
 NO_TUNING = (np.nan, "no tuning scans were scored")
-
-
-@dataclass(frozen=True)
-class Scope:
-    """Which scans a number is about."""
-
-    name: str
-    scanners: tuple[str, ...]
-    of_class: int | None = None  # only this class, against all others
 
 
 @dataclass(frozen=True)
@@ -93,23 +84,11 @@ class Units:
 Estimates = dict[tuple[str, str], Units]
 
 
-def scopes(scanners: list[str], unseen: tuple[str, ...], classes: tuple[str, ...] = ()) -> list[Scope]:
-    """Return pooled, unseen (where there are any), each class, each scanner and each pair of scanners."""
-    scanners = sorted(scanners)
-    result = [Scope("pooled", tuple(scanners))]
-    if unseen:
-        result.append(Scope("unseen", unseen))
-    result += [Scope(f"class:{name}", tuple(scanners), index) for index, name in enumerate(classes)]
-    result += [Scope(f"scanner:{name}", (name,)) for name in scanners]
-    return result + [Scope(f"pair:{a}-{b}", (a, b)) for a, b in combinations(scanners, 2)]
-
-
 def estimate_arm(
     frame: pd.DataFrame,
     columns: Mapping[str, int],
     weights: Floats,
     kind: str,
-    unseen: tuple[str, ...] = (),
     threshold: float = 0.5,
     tuned: Mapping[tuple[int, int], tuple[float, str]] | None = None,
     classes: tuple[str, ...] = (),
@@ -117,22 +96,23 @@ def estimate_arm(
     """Return every metric of an arm in every scope, for each model on all rows of `weights` (1 + resamples, patients).
 
     Args:
-        frame: the arm's predictions.
+        frame: the arm's predictions, see `scopes.mark`.
         columns: the column of `weights` of each patient.
         weights: see `uncertainty.draw`.
         kind: type of the task.
-        unseen: scanners that were held out of training altogether.
         threshold: of the decision, for the metrics that take one.
         tuned: threshold of each model (seed, fold), or why it has none, for the metrics at the tuned threshold.
         classes: names of the classes of a multiclass task, in the order of their index.
     """
     frame = frame.sort_values(["seed", "fold", "specimen", "scanner", "scan"], kind="stable")
     models = {key: rows.index for key, rows in frame.reset_index(drop=True).groupby(["seed", "fold"], sort=True)}
+    scanners = frame["scanner"].to_numpy(dtype=str)
     result: Estimates = {}
-    pairs: Pairs = {}
-    for scope in scopes(list(frame["scanner"].unique()), unseen, classes):
-        inside = frame["scanner"].isin(scope.scanners).to_numpy()
-        complete, note = comparable_specimens(frame[inside], scope)
+    shared: Pairs = {}
+    for scope in scopes(frame, classes):
+        pairs = {} if scope.name in SIDES else shared
+        inside = scope.inside(frame)
+        complete, note = complete_specimens(frame, inside, scope)
         scans = _arrays(frame, columns, complete, scope.of_class)
         patients = frame.loc[inside & (scans.complete if scope.name.startswith("pair:") else True), "patient"]
         chosen = list(chosen_metrics(kind, scope))
@@ -140,16 +120,16 @@ def estimate_arm(
             notes = note if metric.takes == "specimens" else ""
             result[metric.name, scope.name] = Units({}, {}, int(patients.nunique()), notes)
         for key, rows in models.items():
-            model = Model(
-                key, scans.take(rows[inside[rows]]), "binary" if scope.of_class is not None else kind, weights
-            )
+            rows = rows[inside[rows]]
+            own = scope.within(scanners[rows])
+            model = Model(key, scans.take(rows), "binary" if scope.of_class is not None else kind, weights)
             for metric in chosen:
                 units = result[metric.name, scope.name]
                 cut, reason = (tuned or {}).get(key, NO_TUNING) if metric.tuned else (threshold, "")
                 if reason:
                     units.values[key] = _nothing(weights)
                 else:
-                    units.values[key], reason = _estimate(_bind(metric, cut), model, scope, pairs)
+                    units.values[key], reason = _estimate(_bind(metric, cut), model, own, pairs)
                 if reason:
                     units.reasons[key] = reason
     return result
@@ -165,21 +145,11 @@ def chosen_metrics(kind: str, scope: Scope) -> Iterator[Metric]:
         if metric.tasks and kind not in metric.tasks:
             continue
         alone = metric.takes in ("labels", "censored", "scores")
-        single = scope.name.startswith("scanner:") or (scope.name == "unseen" and len(scope.scanners) < 2)
-        if (alone and not scope.name.startswith("pair:")) or (not alone and not single):
+        if (alone and not scope.name.startswith("pair:")) or (not alone and not scope.single):
             yield metric
 
 
-def comparable_specimens(frame: pd.DataFrame, scope: Scope) -> tuple[set[str], str]:
-    """Return the specimens with scans on all scanners of the scope (else those with two), and a note if so."""
-    scanners = frame.groupby("specimen")["scanner"].nunique()
-    complete = set(scanners.index[scanners == len(scope.scanners)])
-    if complete or len(scope.scanners) < 3:
-        return complete, ""
-    return set(scanners.index[scanners > 1]), "no specimen has all scanners: specimens with two or more scans"
-
-
-def _arrays(frame: pd.DataFrame, columns: Mapping[str, int], complete: set[str], of_class: int | None) -> Scans:
+def _arrays(frame: pd.DataFrame, columns: Mapping[str, int], complete: np.ndarray, of_class: int | None) -> Scans:
     numbers = {name: frame[name].to_numpy(dtype=float) for name in ("p", "label", "time", "event", "free")}
     of_classes = frame[class_columns(frame)].to_numpy(dtype=float)
     if of_class is not None:
@@ -195,7 +165,7 @@ def _arrays(frame: pd.DataFrame, columns: Mapping[str, int], complete: set[str],
         time=numbers["time"],
         event=numbers["event"],
         free=numbers["free"],
-        complete=frame["specimen"].isin(complete).to_numpy(),
+        complete=complete,
     )
 
 

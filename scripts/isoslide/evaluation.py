@@ -64,7 +64,6 @@ def evaluate(
     control: str,
     kind: str,
     settings: Mapping[str, Any],
-    unseen: tuple[str, ...] = (),
     models: Mapping[str, pd.DataFrame] | None = None,
     cuts: pd.DataFrame | None = None,
     classes: tuple[str, ...] = (),
@@ -72,11 +71,10 @@ def evaluate(
     """Return the tables of metrics, of comparisons with the control, and of every model by itself.
 
     Args:
-        frames: predictions of each arm, columns as written by predict_scans.py, numbers parsed.
+        frames: predictions of each arm, columns as written by predict_scans.py, numbers parsed; see `scopes.mark`.
         control: name of the arm that the others are compared with; every arm is described even if it is absent.
         kind: type of the task.
         settings: `resamples`, `seed`, `level`, and optionally `threshold` (default 0.5).
-        unseen: scanners that were held out of training altogether.
         models: table of all models of each arm (`status`), also those that made no prediction; without it, models are
             counted by their predictions.
         cuts: thresholds that were chosen on the tuning scans, see `thresholds.choose`.
@@ -93,7 +91,7 @@ def evaluate(
     def estimate(arm: str) -> Estimates:
         tuned = {} if cuts is None else thresholds.by_model(cuts, arm)
         cut = settings.get("threshold", 0.5)
-        return estimate_arm(frames[arm], columns, weights, kind, unseen, cut, tuned, classes)
+        return estimate_arm(frames[arm], columns, weights, kind, cut, tuned, classes)
 
     def statuses(arm: str) -> pd.Series:
         table = models[arm] if models and arm in models else frames[arm].drop_duplicates(["seed", "fold"])

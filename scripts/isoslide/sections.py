@@ -12,6 +12,7 @@ from isoslide import cohort, evaluation, figures, score_sections, wording
 from isoslide.feature_sections import embedding_part, metadata_part
 from isoslide.measures import BY_NAME, CHANCE, METRICS
 from isoslide.run import Draw, Drawing, Result, Run, arms_of, main_metric
+from isoslide.scopes import SIDES
 
 STRIPS = ("inconsistency", "rmse", "agreement", "spread", "brier", "uno_c")
 CURVES = {
@@ -31,7 +32,6 @@ def task(run: Run, result: Result, draw: Draw) -> dict[str, Any]:
     prefix = f"{result.task}-{result.encoder}"
     means = result.metrics[result.metrics["seed"] == evaluation.MEAN]
     main = main_metric(run, result)
-    unseen = means.loc[means["scope"] == "unseen", "metric"].size > 0
     return {
         "task": result.task,
         "encoder": result.encoder,
@@ -41,7 +41,7 @@ def task(run: Run, result: Result, draw: Draw) -> dict[str, Any]:
         "collapsed": {arm: reason for arm in arms if (reason := evaluation.is_collapsed(result.metrics, arm))},
         "guessing": guessing(means, arms, main),
         "pooled": metric_table(means, arms, "pooled"),
-        "unseen": metric_table(means, arms, "unseen") if unseen else None,
+        "parts": {name: metric_table(means, arms, name) for name in SIDES if (means["scope"] == name).any()},
         "classes": class_tables(means, arms),
         "training": [training_row(result, arm) for arm in arms],
         "seeds": seed_table(result.metrics, arms, ("inconsistency", main, "spread")),

@@ -3,14 +3,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from isoslide import estimates, evaluation, metrics
+from isoslide import evaluation, metrics
 
 SETTINGS = {"resamples": 40, "seed": 1, "level": 0.95}
 
 
 def predictions(arm: str, kind: str = "binary", patients: int = 24) -> pd.DataFrame:
     table = fake_results.make_predictions(fake_results.make_splits(fake_results.make_sheet(patients), kind), arm, kind)
-    table = table[table["role"] == "test"]
+    table = table[table["role"] == "test"].assign(is_unseen=lambda rows: rows["scanner"] == "D")
     numbers = ("label", "time", "event")
     return table.assign(**{name: pd.to_numeric(table[name], errors="coerce") for name in numbers})
 
@@ -18,7 +18,7 @@ def predictions(arm: str, kind: str = "binary", patients: int = 24) -> pd.DataFr
 @pytest.fixture(scope="module")
 def tables() -> tuple[pd.DataFrame, pd.DataFrame]:
     frames = {arm: predictions(arm) for arm in ("paired", "robust", "robust_reference")}
-    return evaluation.evaluate(frames, "paired", "binary", SETTINGS, ("D",))[:2]
+    return evaluation.evaluate(frames, "paired", "binary", SETTINGS)[:2]
 
 
 def value(table: pd.DataFrame, arm: str, metric: str, scope: str = "pooled", seed: str = "mean") -> float:
@@ -156,10 +156,10 @@ def test_an_arm_without_any_prediction_is_described_all_the_same():
     frame = predictions("paired")
     models = {"dead": pd.DataFrame({"status": ["non_finite"] * 15})}
     table, comparisons, _ = evaluation.evaluate(
-        {"paired": frame, "dead": frame.iloc[:0]}, "paired", "binary", SETTINGS, ("D",), models
+        {"paired": frame, "dead": frame.iloc[:0]}, "paired", "binary", SETTINGS, models
     )
     rows = table[table["arm"] == "dead"].set_index("metric")
-    assert rows.loc["auc", "reason"].iloc[0] == "no model made a prediction"
+    assert rows.loc["auc", "reason"] == "no model made a prediction"
     assert rows.loc["trained_share", "value"] == 0
     assert rows.loc["n_collapsed", "reason"] == "15 non_finite"
     assert evaluation.is_collapsed(table, "dead") == "100 % of its models did not train"
@@ -181,11 +181,6 @@ def test_specimens_without_all_scanners_are_used_only_when_no_other_is_there():
 def test_unseen_scanners_come_from_the_splits():
     splits = fake_results.make_splits(fake_results.make_sheet(24), "binary")
     assert evaluation.unseen_scanners(splits) == ("D",)
-
-
-def test_scopes():
-    names = [scope.name for scope in estimates.scopes(["B", "A"], ())]
-    assert names == ["pooled", "scanner:A", "scanner:B", "pair:A-B"]
 
 
 def test_metrics_at_the_tuned_threshold_use_each_models_own():
@@ -222,7 +217,7 @@ def test_without_tuning_scans_the_tuned_metrics_say_so(tables):
 
 def test_the_models_average_to_the_table():
     frame = predictions("robust")
-    table, _, by_model = evaluation.evaluate({"robust": frame}, "paired", "binary", SETTINGS, ("D",))
+    table, _, by_model = evaluation.evaluate({"robust": frame}, "paired", "binary", SETTINGS)
     by_model = by_model[by_model["value"].notna()]
     folds = by_model.groupby(["metric", "scope", "seed"])[["value", "weight"]].apply(
         lambda rows: np.average(rows["value"], weights=rows["weight"])

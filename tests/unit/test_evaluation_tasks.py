@@ -18,7 +18,7 @@ CLASSES = ["p_0", "p_1", "p_2"]
 def predictions(arm, kind, patients=60):
     table = fake_results.make_predictions(fake_results.make_splits(fake_results.make_sheet(patients), kind), arm, kind)
     numbers = ("label", "time", "event")
-    table = table[(table["role"] == "test") & (table["seed"] < 3)]
+    table = table[(table["role"] == "test") & (table["seed"] < 3)].assign(is_unseen=lambda rows: rows["scanner"] == "D")
     return table.assign(**{name: pd.to_numeric(table[name], errors="coerce") for name in numbers})
 
 
@@ -26,9 +26,7 @@ def evaluated(kind):
     frames = {arm: predictions(arm, kind) for arm in ("paired", "robust")}
     settings_type = "survival" if kind == "cox" else kind
     classes = NAMES if kind == "multiclass" else ()
-    return frames["robust"], *evaluation.evaluate(
-        frames, "paired", settings_type, SETTINGS, ("D",), None, None, classes
-    )[:2]
+    return frames["robust"], *evaluation.evaluate(frames, "paired", settings_type, SETTINGS, classes=classes)[:2]
 
 
 @pytest.fixture(scope="module")

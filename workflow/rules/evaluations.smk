@@ -13,6 +13,7 @@ rule evaluate_predictions:
             scripts("isoslide/evaluation.py"),
             scripts("isoslide/measures.py"),
             scripts("isoslide/metrics.py"),
+            scripts("isoslide/scopes.py"),
             scripts("isoslide/survival.py"),
             scripts("isoslide/thresholds.py"),
             scripts("isoslide/task_metrics.py"),
