@@ -1,4 +1,4 @@
-"""Draw where the models of an arm look on a scan, and what each tile alone would say.
+"""Draw where the models of an arm look on a scan, what each tile adds to its score, and what each tile alone would say.
 
     python scripts/draw_heatmaps.py --scans P01-1_A P01-1_C \
         --checks results/status/checks.tsv --tiles results/status/tiles/224px_0.5um.tsv \
@@ -8,18 +8,24 @@
         --output results/heatmaps/response/efficientnet_lite0/robust/status.tsv
 
 Each scan is shown as the models of the fold that tests it see it, mean over seeds: the score in the title is the mean
-of the scan's rows in the predictions (of several classes, of the class that the mean predicts). Writes {scan}.png; a
-scan that no fold tests is a row with its reason.
+of the scan's rows in the predictions (of several classes, of the class that the mean predicts). Writes {scan}.png,
+gallery/{scan}.png with the tiles that contribute most and least, tiles/{scan}.tsv with the values of every tile, and
+geojson/{scan}.geojson, the same as objects that QuPath opens. A scan that no fold tests is a row with its reason.
 """
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from isoslide import cli, status
 from isoslide.slide import SlideError
+
+if TYPE_CHECKING:
+    from isoslide import tile_values
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,8 +55,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def draw(scan: str, tables: dict[str, pd.DataFrame], folder: Path) -> dict:
     import h5py
+    import numpy as np
 
-    from isoslide import grid, heatmaps
+    from isoslide import gallery, grid, heatmaps, tile_values
     from isoslide.slide import open_checked
 
     of = {name: tables[name].set_index("scan", drop=False) for name in ("checks", "tiles", "features")}
@@ -62,17 +69,31 @@ def draw(scan: str, tables: dict[str, pd.DataFrame], folder: Path) -> dict:
     paths = models[models["fold"].isin(folds) & (models["path"] != "")]["path"]
     if paths.empty:
         return status.failed(row, "not_tested", "no model of a fold that tests this scan")
+    tiles = grid.read_tiles_file(of["tiles"].loc[scan, "path"])
     with h5py.File(row["path"]) as file:
-        values = heatmaps.tile_values(list(paths), file["features"][()], row["scanner"])
+        features, ids = file["features"][()], file["tile_ids"][()]
+    if not np.array_equal(ids, tiles.tile_ids[~tiles.out_of_bounds]):
+        return status.failed(row, "other_tiles", "its features are not those of its tiles: run the features again")
+    values = tile_values.of_scan(list(paths), features, row["scanner"])
+    title = title_of(row, values, len(paths))
     try:
         with open_checked(of["checks"].loc[scan]) as slide:
-            title = f"{scan} (scanner {row['scanner']}): {values.meaning} {values.bag:.3f}, mean of {len(paths)} models"
-            figure = heatmaps.draw(slide, grid.read_tiles_file(of["tiles"].loc[scan, "path"]), values, title)
+            figure = heatmaps.draw(slide, tiles, values, title)
+            picture = gallery.draw(slide, tiles, values, title)
     except SlideError as error:
         return status.failed(row, error.status, error.reason)
     heatmaps.write(folder / f"{scan}.png", figure)
-    known = {"specimen": row["specimen"], "scanner": row["scanner"], "p": values.bag}
+    gallery.write(folder / "gallery" / f"{scan}.png", picture)
+    known = {"specimen": row["specimen"], "scanner": row["scanner"], "models": len(paths), "p": values.bag}
+    known |= {"meaning": values.meaning, "total": values.total, "total_meaning": values.total_meaning}
+    known |= {"bounded": values.bounded, "no_contribution": values.no_contribution}
     return {"scan": scan, "status": status.OK, "n_tiles": len(values.p), "path": folder / f"{scan}.png", **known}
+
+
+def title_of(row: Mapping[str, str], values: "tile_values.TileValues", n_models: int) -> str:
+    """Return the title of a scan's pictures."""
+    score = f"{values.meaning} {values.bag:.3f}"
+    return f"{row['scan']} (scanner {row['scanner']}): {score}, mean of {n_models} models"
 
 
 if __name__ == "__main__":

@@ -53,6 +53,16 @@ def tile_values(state: State, shape: Shape, x: Tensor) -> tuple[Tensor, Tensor]:
     return AGGREGATORS[shape.aggregator].tile_values(state, shape, x)
 
 
+def no_sum(name: str) -> str:
+    """Return why a bag's logits are no sum of terms of its tiles, or the empty string where they are.
+
+    Those that weigh their tiles have an affine head in evaluation: the terms are attention times a tile's own logits.
+    """
+    if AGGREGATORS[name] is transmil:
+        return "the tiles of transmil attend to each other, so the score is no sum over tiles"
+    return ""
+
+
 @torch.no_grad()
 def embed(state: State, shape: Shape, x: Tensor) -> Tensor:
     """Return the embeddings (M, n, E) of tiles (n, inputs) that the embedding loss compares, in evaluation."""

@@ -1,101 +1,78 @@
-"""Heatmaps: where on a scan the models look, and what each tile alone would say."""
+"""Heatmaps: where on a scan the models look, what each tile adds to its score, and what each tile alone would say."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 
-from isoslide import aggregators, atomic, grid, models, outcomes, tasks
+from isoslide import atomic, grid
 from isoslide.slide import Slide
+from isoslide.tile_values import TileValues
 
-MEANINGS = {
-    "binary": "probability",
-    "classes": "probability",
-    "regression": "predicted value",
-    "cox": "risk, 0 to 1",
-    "hazard": "risk, 0 to 1",
-}
 LONG_SIDE_PX = 900
 OPACITY = 0.55
 
 
 @dataclass(frozen=True)
-class TileValues:
-    """What the models of an ensemble make of the tiles of one scan, means over the models.
+class Panel:
+    """A layer of numbers on the scan: its name and title, the numbers (n,), and how they are coloured.
 
-    Attributes:
-        attention: (n,) share of the bag times n, so that 1 is what every tile would get if all were alike.
-        p: (n,) score for a bag of that tile alone: the column `p` of the predictions; in a multiclass task the
-            probability of the class that the models, in the mean, give the whole scan.
-        bag: the same of the whole scan.
-        meaning: what the score is.
-        bounded: whether it lies between 0 and 1.
+    `numbers` is None where they do not exist; the title then says why.
     """
 
-    attention: np.ndarray
-    p: np.ndarray
-    bag: float
-    meaning: str = "probability"
-    bounded: bool = True
+    name: str
+    title: str
+    numbers: np.ndarray | None
+    colours: str
+    scale: Normalize
 
 
-def tile_values(paths: Sequence[str], features: np.ndarray, scanner: str | None = None) -> TileValues:
-    """Return the values of the tiles of a scan, from its features (n, dim), the models' files and its scanner."""
-    loaded = [models.load(path, scanner) for path in paths]
-    state, shape = models.stack([state for state, _ in loaded]), loaded[0][1]
-    x = torch.from_numpy(features).float()
-    with torch.inference_mode():
-        attention, tile_logits = aggregators.tile_values(state, shape, x)
-        bag_logits = aggregators.predict(state, shape, x, [len(x)])
-    tiles, bag = (_scores(paths, logits) for logits in (tile_logits, bag_logits))
-    attention = attention.mean(0).numpy() * len(x)
-    kind = outcomes.kind_of(models.card(Path(paths[0]))["settings"]["task"])
-    if kind == "multiclass":
-        index = max(range(shape.outputs), key=lambda one: bag[f"p_{one}"][0])
-        column = f"p_{index}"
-        return TileValues(attention, tiles[column], float(bag[column][0]), f"probability of class {index}")
-    return TileValues(attention, tiles["p"], float(bag["p"][0]), MEANINGS[kind], kind != "regression")
-
-
-def _scores(paths: Sequence[str], logits: torch.Tensor) -> dict[str, np.ndarray]:
-    """Return the columns of the predictions for n bags, means over the models, from logits (models, n, C)."""
-    cards = [models.card(Path(path)) for path in paths]
-    each = [
-        tasks.columns(card["settings"]["task"], own, card["fitted"]) for card, own in zip(cards, logits, strict=True)
+def panels(values: TileValues) -> list[Panel]:
+    """Return the layers of a scan: attention, contribution, and the score of each tile alone."""
+    limit = max(2.0, float(np.quantile(values.attention, 0.99)))
+    if values.contribution is None:
+        contribution = Panel(
+            "contribution", f"contribution not available:\n{values.no_contribution}", None, "", Normalize()
+        )
+    else:
+        reach = float(np.quantile(np.abs(values.contribution), 0.99)) or 1.0
+        title = f"contribution; all tiles together: {values.total_meaning} {values.total:+.3f}"
+        contribution = Panel("contribution", title, values.contribution, "RdBu_r", TwoSlopeNorm(0, -reach, reach))
+    return [
+        Panel("attention", "attention (1 = as all tiles)", values.attention, "cividis", Normalize(0, limit)),
+        contribution,
+        Panel("score", f"{values.meaning}, tile alone", values.p, "RdBu_r", _scale(values)),
     ]
-    return {name: np.mean([columns[name] for columns in each], axis=0) for name in each[0]}
 
 
 def draw(slide: Slide, tiles: grid.Tiles, values: TileValues, title: str) -> Figure:
-    """Return a figure of three panels: the scan, attention, and the score of each tile alone."""
+    """Return a figure of four panels: the scan, attention, contribution, and the score of each tile alone."""
     um_per_px = max(max(slide.size_um) / LONG_SIDE_PX, min(slide.mpp))
     overview = slide.overview(um_per_px)
     corners = outlines(tiles) / um_per_px
-    limit = max(2.0, float(np.quantile(values.attention, 0.99)))
-    panels = [
-        ("scan", None, None, None),
-        ("attention (1 = as all tiles)", values.attention, "cividis", Normalize(0, limit)),
-        (f"{values.meaning}, tile alone", values.p, "RdBu_r", _scale(values)),
-    ]
     height, width = overview.shape[:2]
-    figure = Figure(figsize=(13.5, 1.2 + 4.2 * height / width), layout="constrained")
+    columns = 4 if height > width else 2
+    figure = Figure(figsize=(13.5, 1.2 + 4 / columns * 13.5 / columns * height / width), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
-    for axes, (name, numbers, colours, scale) in zip(figure.subplots(1, 3), panels, strict=True):
-        image = overview if numbers is None else paint(overview, corners, scale(numbers), colours)
-        axes.imshow(image)
-        axes.set_title(name, fontsize=10)
+    first, *others = figure.subplots(4 // columns, columns).flat
+    first.imshow(overview)
+    first.set_title("scan", fontsize=10)
+    first.set_axis_off()
+    for axes, panel in zip(others, panels(values), strict=True):
+        axes.set_title(panel.title, fontsize=10)
         axes.set_axis_off()
-        if numbers is not None:
-            figure.colorbar(ScalarMappable(scale, colours), ax=axes, shrink=0.7)
+        if panel.numbers is None:
+            axes.imshow(overview)
+            continue
+        axes.imshow(paint(overview, corners, panel.scale(panel.numbers), panel.colours))
+        figure.colorbar(ScalarMappable(panel.scale, panel.colours), ax=axes, shrink=0.7)
     return figure
 
 

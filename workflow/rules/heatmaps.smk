@@ -2,17 +2,19 @@
 
 
 rule draw_heatmaps:
-    """Draw where the models of an arm look on the scans named in the config."""
+    """Draw where the models of an arm look on the scans named in the config, and what each tile adds to the score."""
     input:
         script=scripts("draw_heatmaps.py"),
         modules=[
             scripts("isoslide/abmil.py"),
             scripts("isoslide/aggregators.py"),
             scripts("isoslide/combat.py"),
+            scripts("isoslide/gallery.py"),
             scripts("isoslide/heatmaps.py"),
             scripts("isoslide/layers.py"),
             scripts("isoslide/task_losses.py"),
             scripts("isoslide/tasks.py"),
+            scripts("isoslide/tile_values.py"),
             scripts("isoslide/transmil.py"),
         ],
         checks="results/status/checks.tsv",
