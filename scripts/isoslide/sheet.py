@@ -2,9 +2,11 @@
 
 import csv
 import hashlib
+import io
+import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,22 +109,38 @@ def _read_text(path: Path) -> pd.DataFrame:
     separator = "\t" if "\t" in header else ","
     if separator not in header:
         raise SheetError(f"{path}: header {header.strip()!r} has neither tabs nor commas: save it as TSV or CSV")
-    lines = csv.reader(text.splitlines(), delimiter=separator)
-    names = [name.strip() for name in next(lines)]
+    lines = _cells(path, text, separator)
+    names = [name.strip() for name in next(lines)[1]]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise SheetError(f"{path}: column {repeated[0]!r} stands twice: remove one")
-    rows = []
-    for number, cells in enumerate(lines, start=2):
+    numbers, rows = [], []
+    for number, cells in lines:
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) > len(names):
             raise SheetError(f"{path} line {number}: {len(cells)} cells but {len(names)} columns: remove the extra one")
-        rows.append([number, *(cell.strip() for cell in cells), *[""] * (len(names) - len(cells))])
-    table = pd.DataFrame(rows, columns=["line", *names]).set_index("line").astype(str)
-    if table.empty:
+        numbers.append(number)
+        rows.append([*(cell.strip() for cell in cells), *[""] * (len(names) - len(cells))])
+    if not rows:
         raise SheetError(f"{path}: no rows: add one row per scan")
-    return table
+    return pd.DataFrame(rows, columns=names, index=numbers, dtype=str)
+
+
+def _cells(path: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield number and cells of each line. A quotation mark that is not closed would swallow the scans behind it."""
+    lines = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
+    remedy = "a cell that begins with a quotation mark has to end with one, on the same line: mend it"
+    for number in itertools.count(1):
+        try:
+            cells = next(lines, None)
+        except csv.Error as error:
+            raise SheetError(f"{path} line {number}: {error}: {remedy}") from error
+        if cells is None:
+            return
+        if lines.line_num > number:
+            raise SheetError(f"{path} line {number}: a cell goes on in line {lines.line_num}: {remedy}")
+        yield number, cells
 
 
 def _lines(table: pd.DataFrame) -> Iterable[tuple[int, dict[str, str]]]:

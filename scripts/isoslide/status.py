@@ -1,5 +1,6 @@
 """Status tables: one row per scan of a batch, from the first stage to the last, whatever became of the scan."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pandas as pd
 from isoslide import atomic
 
 OK = "ok"
+BREAKS = re.compile(r"\s*[\t\n\r]\s*")
 COLUMNS = ("scan", "status", "reason", "n_tiles", "path", "key")
 
 
@@ -38,10 +40,13 @@ def summary(table: pd.DataFrame) -> str:
 
 
 def _text(value: Any) -> str:
-    """Return a cell: floats with six significant digits, line breaks and tabs of error messages as blanks."""
+    """Return a cell: floats with six significant digits, line breaks and tabs of error messages as blanks.
+
+    Other blanks stay: two of them, or one of another width, may stand in an id or a path.
+    """
     if value is None:
         return ""
-    return f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
+    return f"{value:.6g}" if isinstance(value, float) else BREAKS.sub(" ", str(value)).strip()
 
 
 def carried(row: Mapping[str, Any]) -> dict[str, Any]:

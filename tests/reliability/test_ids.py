@@ -15,6 +15,7 @@ IDS = [
     "NA",
     "a.b.c",
     "slide 1",  # G-G6: spaces
+    "slide  1\u00a0a",
     "2023%2023.51.44",  # G-G7
     "Größe-β-切片",
     'it\'s "quoted" & $HOME `x` * ?',
@@ -47,12 +48,21 @@ def test_ids_of_every_kind_name_the_files(tmp_path, slide):
 
 def test_paths_of_every_kind_are_opened(tmp_path, slide):
     """Complaints G-G2, G-G6, G-G7: the id is the sheet's, not the file name's."""
-    names = ["my slides/a b.tif", "2023%2023.51.44.tif", "Größe/切片.tif", "no_suffix", "a.svs"]
+    names = [
+        "my slides/a b.tif",
+        "two  blanks/c\u00a0d.tif",
+        "2023%2023.51.44.tif",
+        "Größe/切片.tif",
+        "no_suffix",
+        "a.svs",
+    ]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(slide, tmp_path / name)
     rows = [{"scan": f"s{i}", "path": tmp_path / name, "scanner": "A"} for i, name in enumerate(names)]
-    assert set(Stages(tmp_path, rows).checks()["status"]) == {"ok"}
+    stages = Stages(tmp_path, rows)
+    for table in (stages.checks(), stages.tissue()):
+        assert set(table["status"]) == {"ok"}
 
 
 @pytest.mark.parametrize(

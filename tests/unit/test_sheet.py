@@ -26,6 +26,15 @@ def test_reads_tabs_byte_order_mark_windows_line_ends_and_trailing_blanks(tmp_pa
     assert sheet.read(path)["path"].tolist() == ["/d/a.svs"]
 
 
+def test_odd_characters_and_names_of_columns_stay(tmp_path):
+    rows = ["s\u20281,a  b.svs,A,x\x0by", 's2,"a, b.svs",A,7']
+    table = sheet.read(write(tmp_path, rows, "scan,path,scanner,line\n"))
+    assert table["scan"].tolist() == ["s\u20281", "s2"]
+    assert table["path"].tolist() == ["a  b.svs", "a, b.svs"]
+    assert table["line"].tolist() == ["x\x0by", "7"]
+    assert table.index.tolist() == [2, 3]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -41,6 +50,10 @@ def test_reads_tabs_byte_order_mark_windows_line_ends_and_trailing_blanks(tmp_pa
         (["s1,a,A,../G"], r"line 2: specimen '../G'"),
         (["s1,a,A,,,training"], r"line 2: split 'training'"),
         (["s1,a,A,,,,,,,,,"], r"line 2: 12 cells but 10 columns"),
+        (["s1,a,A", 's2,"a,A', "s3,a,A", "s4,a,A"], r"line 3: unexpected end of data"),  # it would swallow s3 and s4
+        (['s1,"a,A', "s2,a,A", 's3,a,"A"'], r"line 2: .*quotation mark"),
+        (['s1,"a', 'b",A', "s2,a,A"], r"line 2: a cell goes on in line 3"),
+        (["s1,a,A," + "x" * 200_000], r"line 2: field larger than"),
         ([], r"no rows"),
     ],
 )

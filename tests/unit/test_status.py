@@ -14,6 +14,13 @@ def test_round_trip_sorts_and_keeps_text(tmp_path):
     assert status.carried(table.iloc[0]) == lost | {"reason": "line break"}
 
 
+def test_blanks_of_ids_and_paths_stay_as_they_are(tmp_path):
+    text = "/my  slides/a\u00a0b\u3000c\u2028.svs"
+    status.write(tmp_path / "t.tsv", [{"scan": "a  b", "status": "ok", "reason": " a \n  b\n", "path": text}])
+    row = status.read(tmp_path / "t.tsv").iloc[0]
+    assert (row["scan"], row["path"], row["reason"]) == ("a  b", text, "a b")
+
+
 def test_equal_rows_give_equal_bytes(tmp_path):
     rows = [{"scan": str(i), "status": "ok", "x": i / 7} for i in range(5)]
     status.write(tmp_path / "a.tsv", rows)
