@@ -40,32 +40,40 @@ def timm_entry(name: str, folder: str | Path, token: str | None) -> Encoder:
 def fetch(entry: Encoder, folder: str | Path, token: str | None) -> dict[str, str]:
     """Fetch the weights of an entry, whole or not at all, and return hub, revision and SHA-256 of the file.
 
-    A file that is there with the recorded checksum is kept; a connection that breaks is taken up again. The token
-    is passed on and kept nowhere.
+    A file that is there with the recorded checksum is kept, a damaged one replaced; a connection that breaks is taken
+    up again. The token is passed on and kept nowhere.
 
     Raises:
         EncoderError: the hub refuses or cannot be reached, or the file is not the one that the registry means.
     """
     place, name = Path(folder, entry.weights).parent, Path(entry.weights).name
     known = weights.recorded(entry, place)
-    if known and (place / name).exists() and weights.checked_hash(entry, place / name) == known["sha256"]:
-        return known
-    found = _fetch_file(Source(entry.id, entry.hub, name, entry.revision, entry.sha256), place, token)
+    damaged = False
+    if known and (place / name).exists():
+        damaged = _sha256(place / name) != known["sha256"]
+        if not damaged:
+            return known
+    source = Source(entry.id, entry.hub, name, entry.revision, entry.sha256)
+    found = _fetch_file(source, place, token, anew=damaged)
     atomic.write_json(place / weights.MANIFEST, {"encoder": entry.id, "file": name} | found)
     return found
 
 
-def _fetch_file(source: Source, place: Path, token: str | None) -> dict[str, str]:
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fetch_file(source: Source, place: Path, token: str | None, anew: bool = False) -> dict[str, str]:
     with _explained(source, token):
         url = huggingface_hub.hf_hub_url(source.hub, source.name, revision=source.revision or None)
         remote = huggingface_hub.get_hf_file_metadata(url, token=token or False)
         revision = str(remote.commit_hash)
         huggingface_hub.hf_hub_download(
-            source.hub, source.name, revision=revision, local_dir=place, token=token or False
+            source.hub, source.name, revision=revision, local_dir=place, token=token or False, force_download=anew
         )
     path = place / source.name
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = _sha256(path)
     for checksum in (remote.etag or "", source.sha256):  # small files of the hub carry a shorter one, that of git
         if len(checksum) == SHA256_DIGITS and checksum != found:
             path.unlink()

@@ -74,6 +74,19 @@ def test_open_weights_come_whole_and_recorded_and_are_kept(hub, tmp_path):
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(weights.EncoderError, match="is not what was fetched .*: fetch it again, or remove"):
         weights.checked_hash(entry, path)
+    done = fetch(hub, tmp_path, "resnet50")  # as the message says
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes() == CONTENT
+
+
+def test_damage_that_keeps_the_time_of_the_file_is_mended_too(hub, tmp_path):
+    fetch(hub, tmp_path, "resnet50")
+    path = tmp_path / "weights/resnet50/model.safetensors"
+    times = path.stat()
+    path.write_bytes(b"x" + CONTENT[1:])
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert fetch(hub, tmp_path, "resnet50").returncode == 0
+    assert path.read_bytes() == CONTENT
 
 
 def test_a_gate_is_explained_in_one_line_and_the_token_is_passed_on(hub, tmp_path):
