@@ -143,13 +143,23 @@ class Coder:
         return features_file.stored_key(done["path"]) == done["key"]
 
 
+def reader_code(reading: Any, stain: str) -> list[Any]:
+    """Return what the code is that the encoders' pixels depend on, and how they are read."""
+    from isoslide import extraction, grid, keys, slide, stains
+
+    places = (grid.tile_affines, grid.carry)
+    parts = [slide.code(reading), keys.code_hash(extraction.ScanTiles, extraction.Feeder, extraction._finish, *places)]
+    # which tiles a stain is fitted on goes by the order in which they are read
+    return parts + ([stain, keys.code_hash(stains, extraction._reading_order)] if stain else [])
+
+
 def load_encoders(
     args: argparse.Namespace, entries: list[registry.Encoder], reading: Any
 ) -> tuple[list[Coder], dict[str, str]]:
     """Return the encoders on their device, and what is known of the device."""
     import torch
 
-    from isoslide import extraction, keys, slide, stains, tile_encoder
+    from isoslide import extraction, stains, tile_encoder
 
     if args.device == "cuda" and not torch.cuda.is_available():
         cli.fail("a GPU was asked for and torch sees none: check the driver, or set 'device: cpu' in the config")
@@ -157,8 +167,7 @@ def load_encoders(
         cli.fail(f"--encoder {' '.join(args.encoder)}: after the + stands one of {sorted(stains.FITS)}")
     facts = device.describe(args.device)
     logging.info("device: %s", json.dumps(facts))
-    reader = [slide.code(reading), keys.code_hash(extraction.ScanTiles, extraction.Feeder)]
-    stain = [args.stain, keys.code_hash(stains)] if args.stain else []
+    reader = reader_code(reading, args.stain)
     coders = []
     for name, entry, folder in zip(args.encoder, entries, args.results, strict=True):
         atomic.sweep(folder)
@@ -166,7 +175,7 @@ def load_encoders(
             encoder = tile_encoder.TileEncoder(entry, args.weights, args.device)
         except weights.EncoderError as error:
             cli.fail(str(error))
-        code = [tile_encoder.code(entry), *reader, *stain]
+        code = [tile_encoder.code(entry), *reader]
         parts = {"encoder": entry.defining(), "weights": encoder.weights_hash, "code": code}
         encoder.entry = replace(entry, id=name)
         coders.append(Coder(name, extraction.Feeder(encoder, args.batch_size), folder, parts))

@@ -14,7 +14,7 @@ alone, on a grid of its own, and never in a pair.
 import argparse
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -44,7 +44,6 @@ MODULES = (
     registration_specimen,
     registration_warp,
     geojson,
-    slide,
 )
 Rows = Mapping[str, Mapping[str, str]]
 KEPT = (status.OK, registration_specimen.NOT_REGISTERED)  # a file that could not be read is tried again
@@ -74,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
     cv2.setNumThreads(1)  # the specimens are what runs in parallel
+    atomic.sweep(args.results)
     checks = {row["scan"]: row for row in status.read(args.checks).to_dict("records")}
     tissue = status.read(args.tissue)
     if args.scans:
@@ -81,11 +81,11 @@ def main(argv: list[str] | None = None) -> None:
     unchecked = set(tissue["scan"]) - set(checks)
     if unchecked:
         cli.fail(f"scan {min(unchecked)!r} has no row in {args.checks}: run the stage 'checks' again")
-    code = keys.code_hash(*MODULES)
+    code_of_maps = code()
     specimens = [{row["scan"]: row for row in rows.to_dict("records")} for _, rows in tissue.groupby("specimen")]
 
     def rows_of(scans: Rows) -> list[dict[str, Any]]:
-        return process(scans, checks, args.settings, args.results, code)
+        return process(scans, checks, args.settings, args.results, code_of_maps)
 
     with cli.timed("registrations"), ThreadPoolExecutor(args.threads) as pool:
         rows = [row for rows in pool.map(rows_of, specimens) for row in rows]
@@ -93,7 +93,14 @@ def main(argv: list[str] | None = None) -> None:
     logging.info("%s", status.summary(status.read(args.output)))
 
 
-def process(tissue: Rows, checks: Rows, settings: Mapping[str, Any], results: Path, code: str) -> list[dict[str, Any]]:
+def code() -> list[Any]:
+    """Return what the code is that the maps depend on, pixels included."""
+    return [keys.code_hash(*MODULES), slide.code()]
+
+
+def process(
+    tissue: Rows, checks: Rows, settings: Mapping[str, Any], results: Path, code_of_maps: list[Any]
+) -> list[dict[str, Any]]:
     """Return the rows of a specimen's scans, after making its files if they are not there already."""
     rows = [status.carried(row) for row in tissue.values() if row["status"] != status.OK]
     usable = {scan: row for scan, row in tissue.items() if row["status"] == status.OK}
@@ -101,8 +108,8 @@ def process(tissue: Rows, checks: Rows, settings: Mapping[str, Any], results: Pa
         return rows
     path = results / f"{next(iter(usable.values()))['specimen']}.json"
     inputs = {scan: [checks[scan]["key"], row["key"]] for scan, row in usable.items()}
-    named = sorted(scan for scan in usable if checks[scan].get("reference") == "yes")
-    key = keys.content_key(code=code, settings=settings, scans=inputs, named=named)
+    preferred = _preferred(usable, usable, checks)
+    key = keys.content_key(code=code_of_maps, settings=settings, scans=inputs, preferred=preferred)
     found = _present(path, key)
     if found is None:
         found = register(usable, checks, settings, path, key)
@@ -123,8 +130,7 @@ def register(usable: Rows, checks: Rows, settings: Mapping[str, Any], path: Path
                 bad[scan] = registration_specimen.entry(error.status, error.reason)
             except geojson.GeoJSONError as error:
                 bad[scan] = registration_specimen.entry("bad_geojson", f"{error}: mend or delete it")
-        named = [scan for scan in usable if checks[scan].get("reference") == "yes"]
-        reference, found, picture = _register_readable(views, usable, named, settings, bad)
+        reference, found, picture = _register_readable(views, usable, checks, settings, bad)
     scans = bad | (registration_specimen.record(reference, found) if reference else {})
     specimen = next(iter(usable.values()))["specimen"]
     content = {"specimen": specimen, "reference": reference, "key": key, "settings": dict(settings), "scans": scans}
@@ -141,15 +147,14 @@ def register(usable: Rows, checks: Rows, settings: Mapping[str, Any], path: Path
 def _register_readable(
     views: dict[str, registration.View],
     usable: Rows,
-    named: list[str],
+    checks: Rows,
     settings: Mapping[str, Any],
     bad: dict[str, Any],
 ) -> tuple[str, dict[str, registration_specimen.Registration], np.ndarray | None]:
     """Register the views; a scan that turns out unreadable moves from `views` to `bad`, and the others start again."""
     while views:
-        numbers = ({scan: float(usable[scan][name]) for scan in views} for name in ("tissue_mm2", "sharpness"))
-        preferred = registration_specimen.preference(*numbers, named)
         try:
+            preferred = _preferred(views, usable, checks)
             reference, found = registration_specimen.register_specimen(views, preferred, settings)
             others = {scan: (views[scan], one) for scan, one in found.items()}
             if not others:
@@ -160,6 +165,13 @@ def _register_readable(
             bad[error.scan] = registration_specimen.entry(error.status, error.reason)
             del views[error.scan]
     return "", {}, None
+
+
+def _preferred(scans: Collection[str], usable: Rows, checks: Rows) -> list[str]:
+    """Return those of the scans that may be the reference, best first."""
+    numbers = ({scan: float(usable[scan][name]) for scan in scans} for name in ("tissue_mm2", "sharpness"))
+    named = [scan for scan in scans if checks[scan].get("reference") == "yes"]
+    return registration_specimen.preference(*numbers, named)
 
 
 def _reader(scan: str, image: slide.Slide) -> Callable[[np.ndarray, tuple[int, int]], np.ndarray]:

@@ -19,13 +19,6 @@ from isoslide.key_maps import KEY_MAPS
 from isoslide.registry import Encoder
 from isoslide.weights import EncoderError
 
-WRAPPERS = ("state_dict", "model", "teacher")  # names under which training code keeps the weights in a larger file
-NAMED_LAYERS: dict[str, dict[str, Any]] = {
-    "mlp_layer": {"SwiGLUPacked": timm.layers.SwiGLUPacked},
-    "act_layer": {"SiLU": nn.SiLU},
-    "norm_layer": {"LayerNorm_eps_1e-12": partial(nn.LayerNorm, eps=1e-12)},
-}
-
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Return the weights in a safetensors or a PyTorch file, told apart by their content; no code in a file is run.
@@ -50,7 +43,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise EncoderError(f"{path} holds more than tensors and is not opened: get the safetensors file") from error
     except (RuntimeError, ValueError, EOFError, OSError, SafetensorError) as error:
         raise EncoderError(f"{path} is damaged ({str(error).splitlines()[0]}): fetch it again") from error
-    for name in WRAPPERS:
+    for name in ("state_dict", "model", "teacher"):  # under which training code keeps the weights in a larger file
         if isinstance(state.get(name), dict):
             state = state[name]
     return state
@@ -58,8 +51,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def timm_network(entry: Encoder) -> nn.Module:
     """Return the timm network of an entry, without a classifier."""
+    named: dict[str, dict[str, Any]] = {
+        "mlp_layer": {"SwiGLUPacked": timm.layers.SwiGLUPacked},
+        "act_layer": {"SiLU": nn.SiLU},
+        "norm_layer": {"LayerNorm_eps_1e-12": partial(nn.LayerNorm, eps=1e-12)},
+    }
     arguments = dict(entry.arguments)
-    for name, choices in NAMED_LAYERS.items():
+    for name, choices in named.items():
         if arguments.get(name) in choices:
             arguments[name] = choices[arguments[name]]
     return timm.create_model(entry.model, pretrained=False, num_classes=0, **arguments)
@@ -192,10 +190,11 @@ def load_trident(entry: Encoder, path: Path) -> nn.Module:
     return TridentNetwork(encoder_factory(entry.model, weights_path=str(path)))
 
 
+FILLED = (filled, _fill, read_weights, timm_network)
 # By the registry's `loader`: the function, then what it calls; a change of any of them makes the features again.
 LOADERS: dict[str, tuple[Callable, ...]] = {
-    "timm": (load_timm, filled, timm_network),
-    "conch": (load_conch, filled, timm_network, ConchTower, AttentionPooler),
-    "keep": (load_keep, filled, timm_network, KeepTower),
+    "timm": (load_timm, *FILLED),
+    "conch": (load_conch, *FILLED, ConchTower, AttentionPooler),
+    "keep": (load_keep, *FILLED, KeepTower),
     "trident": (load_trident, TridentNetwork),
 }

@@ -39,9 +39,10 @@ class Batch:
     @functools.cached_property
     def code(self) -> list[Any]:
         """What the code is that the tiles depend on; that of the filters only where one is on."""
+        here = (_grid, _step_um, _carry, _failing)
         if not tile_filters.wanted(self.settings):
-            return [keys.code_hash(grid, geojson)]
-        return [keys.code_hash(grid, geojson, tile_filters, tissue, quality), slide.code()]
+            return [keys.code_hash(grid, geojson, *here)]
+        return [keys.code_hash(grid, geojson, *here, tile_filters, tissue, quality), slide.code()]
 
 
 def process(scan: str, batch: Batch, results: Path) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +177,17 @@ def test_a_rerun_keeps_what_stands_and_redoes_the_rest(batch, first_run, monkeyp
     monkeypatch.setattr(keys, "code_hash", lambda *modules: "other")
     run(batch, out, "--scans", "S3_A")
     assert made == ["S2_A", "S3_A"]
+
+
+def test_another_order_of_preference_is_not_hidden_by_maps_that_are_there(batch, first_run, tmp_path):
+    """The outlines are the same, the areas measured anew say that another scan has most tissue."""
+    shutil.copytree(first_run[0] / "reg", tmp_path / "reg")
+    (tmp_path / "checks.tsv").write_bytes((batch / "checks.tsv").read_bytes())
+    tissue = status.read(batch / "tissue.tsv")
+    assert run(batch, tmp_path, "--scans", "S1_A")["reference"].tolist() == ["S1_B"] * 3
+    tissue.loc[tissue["scan"] == "S1_A", "tissue_mm2"] = "0.5"
+    status.write(tmp_path / "tissue.tsv", tissue.to_dict("records"))
+    assert run(tmp_path, tmp_path, "--scans", "S1_A")["reference"].tolist() == ["S1_A"] * 3
 
 
 def test_only_the_asked_specimens(batch, tmp_path):
