@@ -105,7 +105,7 @@ def enough(patients: pd.DataFrame, kind: str, trains: bool, n_classes: int) -> b
 
 
 def _read_classes(rows: pd.DataFrame, task: str, settings: Settings) -> pd.DataFrame:
-    rows["class"] = sheet.labels(rows, settings["label"])
+    rows["class"] = labels(rows, settings["label"])
     rows = rows[rows["class"] != ""].copy()
     rows["time"] = rows["event"] = ""
     index = {name: str(i) for i, name in enumerate(class_names(rows["class"], task, settings))}
@@ -114,7 +114,7 @@ def _read_classes(rows: pd.DataFrame, task: str, settings: Settings) -> pd.DataF
 
 
 def _read_values(rows: pd.DataFrame, task: str, settings: Settings) -> pd.DataFrame:
-    rows["label"] = sheet.labels(rows, settings["label"])
+    rows["label"] = labels(rows, settings["label"])
     rows = rows[rows["label"] != ""].copy()
     rows["time"] = rows["event"] = ""
     values = rows["label"].map(float)
@@ -127,7 +127,7 @@ def _read_values(rows: pd.DataFrame, task: str, settings: Settings) -> pd.DataFr
 
 
 def _read_survival(rows: pd.DataFrame, task: str, settings: Settings) -> pd.DataFrame:
-    time, event = (sheet.labels(rows, settings[name]) for name in ("time", "event"))
+    time, event = (labels(rows, settings[name]) for name in ("time", "event"))
     rows = rows[(time != "") & (event != "")].copy()
     rows["time"], rows["event"] = time[rows.index].map(float), event[rows.index].map(int)
     if kind_of(settings) == "classes":
@@ -148,7 +148,7 @@ def _survival_class(time: float, event: int, settings: Settings) -> str:
 
 def _check_classes(rows: pd.DataFrame, task: str, settings: Settings, path: str) -> None:
     column = settings["label"]
-    values = sheet.labels(rows, column)
+    values = labels(rows, column)
     values = values[values != ""]
     spellings: dict[str, str] = {}
     for line, value in values.items():
@@ -184,7 +184,7 @@ def _check_classes(rows: pd.DataFrame, task: str, settings: Settings, path: str)
 
 def _check_values(rows: pd.DataFrame, task: str, settings: Settings, path: str) -> None:
     column = settings["label"]
-    values = sheet.labels(rows, column)
+    values = labels(rows, column)
     values = values[values != ""]
     for line, text in values.items():
         if not math.isfinite(_number(text)):
@@ -201,7 +201,7 @@ def _check_values(rows: pd.DataFrame, task: str, settings: Settings, path: str) 
 
 
 def _check_survival(rows: pd.DataFrame, task: str, settings: Settings, path: str) -> None:
-    times, events = sheet.labels(rows, settings["time"]), sheet.labels(rows, settings["event"])
+    times, events = labels(rows, settings["time"]), labels(rows, settings["event"])
     for line in rows.index:
         time, event = times[line], events[line]
         if time == "" or event == "":
@@ -242,3 +242,8 @@ _CHECKS: Mapping[str, Callable[[pd.DataFrame, str, Settings, str], None]] = {
     "regression": _check_values,
     "survival": _check_survival,
 }
+
+
+def labels(table: pd.DataFrame, column: str) -> pd.Series:
+    """Return the column with the empty and not-available spellings made the empty string."""
+    return table[column].where(~table[column].str.casefold().isin(("na", "nan", "n/a", "none", "null", "unknown")), "")

@@ -223,11 +223,6 @@ def _check_references(table: pd.DataFrame, path: str) -> None:
         )
 
 
-def labels(table: pd.DataFrame, column: str) -> pd.Series:
-    """Return the column with the empty and not-available spellings made the empty string."""
-    return table[column].where(~table[column].str.casefold().isin(("na", "nan", "n/a", "none", "null", "unknown")), "")
-
-
 def split_columns(task: Mapping[str, Any]) -> list[str]:
     """Return the columns that the folds of a task are drawn from."""
     labels_of_task = [task[key] for key in ("label", "time", "event") if key in task]

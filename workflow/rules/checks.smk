@@ -5,7 +5,16 @@ rule check_slides:
     """Open every scan of a batch: µm/px, size, levels, fingerprint."""
     input:
         script=scripts("check_slides.py"),
-        modules=[scripts("isoslide/checks.py"), scripts("isoslide/slide.py")],
+        modules=[
+            scripts("isoslide/checks.py"),
+            scripts("isoslide/slide.py"),
+            scripts("isoslide/slide_files.py"),
+            scripts("isoslide/stored_tiles.py"),
+            scripts("isoslide/jpeg_tiles.py"),
+            scripts("isoslide/tiff_levels.py"),
+            scripts("isoslide/dicom_levels.py"),
+            scripts("isoslide/openslide_fast.py"),
+        ],
         sheet=ancient(config["sheet"]),
         known=ancient(at_base("resources/CMU-1-Small-Region.svs")),
         demo=demo_of_batch,

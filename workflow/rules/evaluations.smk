@@ -183,6 +183,8 @@ rule evaluate_metadata:
         script=scripts("evaluate_metadata.py"),
         modules=[
             scripts("isoslide/metadata.py"),
+            scripts("isoslide/metrics.py"),
+            scripts("isoslide/survival.py"),
             scripts("isoslide/task_weighted.py"),
             scripts("isoslide/uncertainty.py"),
             scripts("isoslide/weighted.py"),

@@ -20,6 +20,7 @@ rule extract_features:
             scripts("isoslide/stored_tiles.py"),
             scripts("isoslide/jpeg_tiles.py"),
             scripts("isoslide/tiff_levels.py"),
+            scripts("isoslide/dicom_levels.py"),
             scripts("isoslide/openslide_fast.py"),
             scripts("isoslide/icc.py"),
             scripts("isoslide/staging.py"),
