@@ -5,6 +5,11 @@ patients, the two arms' predictions (of all scans, folds and seeds of the patien
 computed again. p = (1 + permutations with a difference at least as large, in size) / (1 + permutations). Like the
 bootstrap it takes the trained models as they are.
 
+For AUC and c-index it is ranks within a model that change places, not scores (Venkatraman & Begg 1996): an arm whose
+scores are all higher, or all closer together, ranks patients as well as before, but beside scores of the other arm it
+would rank them by arm. In simulated arms of equal AUC whose scores differed by such a shift or factor, the test on
+scores said p < 0.05 in 0 to 1 % of 400 cohorts, and so hid real differences; on ranks in 4 %.
+
 All permutations are computed at once. AUC and c-index are sums over pairs of patients, so a permutation is a product of
 the patients' choices with four small matrices (which arm the one's and which the other's score comes from);
 inconsistency and R² need sums over patients only. Of several classes each is taken by itself, and the mean of them.
@@ -83,8 +88,13 @@ def permutation_p(
 
 
 def p_value(differences: Floats) -> float:
-    """Return the two-sided p of element 0 among permuted differences; at least 1 / (1 + permutations)."""
+    """Return the two-sided p of element 0 among permuted differences; at least 1 / (1 + permutations).
+
+    NaN where element 0 is.
+    """
     changed = differences[1:][np.isfinite(differences[1:])]
+    if not np.isfinite(differences[0]):
+        return float("nan")
     # The margin keeps permutations that change nothing (rounding apart) on the side of chance.
     return float((1 + np.sum(np.abs(changed) >= abs(differences[0]) - 1e-12)) / (1 + changed.size))
 
@@ -168,12 +178,14 @@ def _pairs(rows: pd.DataFrame, swaps: Floats, columns: Mapping[str, int]) -> tup
     names, patient = np.unique(rows["patient"].to_numpy(str), return_inverse=True)
     member = np.eye(names.size)[patient]
     chosen = swaps[:, [columns[name] for name in names]]
-    parts = [1 - chosen, chosen]
+    parts, ranks = [1 - chosen, chosen], [stats.rankdata(score) for score in scores]
     sums = np.zeros((2, len(swaps)))
-    for i, one in enumerate(scores):
-        for j, other in enumerate(scores):
+    for i in range(2):
+        for j in range(2):
+            # Within an arm the scores themselves, so that element 0 is the metric's own difference.
+            one, other, least = (scores[i], scores[j], tie) if i == j else (ranks[i], ranks[j], 0.0)
             apart = one[first, None] - other[None, :]
-            wins = comparable * np.where(np.abs(apart) <= tie, 0.5, apart > 0)
+            wins = comparable * np.where(np.abs(apart) <= least, 0.5, apart > 0)
             table = member[first].T @ wins @ member
             sums[0] += np.sum((parts[i] @ table) * parts[j], axis=1)
             sums[1] += np.sum((parts[1 - i] @ table) * parts[1 - j], axis=1)
@@ -241,10 +253,15 @@ def _delong_fold(models: list[pd.DataFrame]) -> tuple[float, float, float]:
         components.append(parts[0] - parts[1])
     component, count = np.mean(components, axis=0), int(positive.sum())
     value, variance = float(component[:count].mean()), 0.0
-    for part, owners in ((component[:count], patient[positive]), (component[count:], patient[~positive])):
-        _, index = np.unique(owners, return_inverse=True)
-        clusters = np.bincount(index, part - value)
-        if clusters.size < 2:
+    names, index = np.unique(np.concatenate([patient[positive], patient[~positive]]), return_inverse=True)
+    sums = []
+    for rows in (slice(count), slice(count, None)):
+        part, own = component[rows] - value, index[rows]
+        sums.append(np.bincount(own, part, names.size) / part.size)
+        clusters = np.unique(own).size
+        if clusters < 2:
             raise Undefined("a class has one patient in a fold")
-        variance += clusters.size / (clusters.size - 1) * float(np.sum(clusters**2)) / part.size**2
-    return value, variance, float(count * (~positive).sum())
+        variance += clusters / (clusters - 1) * float(np.sum(sums[-1] ** 2))
+    # Patients with specimens of both classes: what they add to the one side and to the other goes together.
+    variance += 2 * names.size / (names.size - 1) * float(sums[0] @ sums[1])
+    return value, max(variance, 0.0), float(count * (~positive).sum())

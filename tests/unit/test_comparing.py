@@ -27,6 +27,12 @@ def swapped(ours: pd.DataFrame, theirs: pd.DataFrame, names: set[str]) -> tuple[
     return first[ours.columns], second[ours.columns]
 
 
+def ranked(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with ranks within each model in place of scores."""
+    scores = ["p", *estimates.class_columns(table)]
+    return table.assign(**{name: table.groupby(["seed", "fold"])[name].rank() for name in scores})
+
+
 @pytest.mark.parametrize(
     ("kind", "metric"),
     [
@@ -44,6 +50,8 @@ def test_permuted_differences_equal_evaluating_the_exchanged_tables(kind, metric
     columns = {name: i for i, name in enumerate(sorted(ours["patient"].unique()))}
     swaps = comparing.draw_swaps(len(columns), 2, np.random.default_rng(0))
     found = comparing.permuted_difference(ours, theirs, metric, swaps, columns)
+    if metric in ("auc", "macro_auc", "c_index"):
+        ours, theirs = ranked(ours), ranked(theirs)
     for row, value in zip(swaps, found, strict=True):
         names = {name for name, column in columns.items() if row[column]}
         arm, control = swapped(ours, theirs, names)
@@ -56,6 +64,10 @@ def test_permuted_differences_equal_evaluating_the_exchanged_tables(kind, metric
 def test_p_by_hand():
     assert comparing.p_value(np.array([0.3, 0.1, -0.3, 0.2, -0.4])) == pytest.approx(3 / 5)
     assert comparing.p_value(np.array([0.3, 0.1])) == pytest.approx(1 / 2)
+
+
+def test_there_is_no_p_of_no_difference():
+    assert np.isnan(comparing.p_value(np.array([np.nan, 0.1, 0.2])))
 
 
 def test_permutation_finds_a_difference_and_only_where_there_is_one():
@@ -82,6 +94,17 @@ def test_permutation_p_is_uniform_without_a_difference():
         swaps = comparing.draw_swaps(patients, 99, rng)
         low += comparing.p_value(comparing.permuted_difference(*arms, "auc", swaps, columns)) <= 0.1
     assert 0.04 <= low / 200 <= 0.17
+
+
+@pytest.mark.parametrize(("kind", "metric"), [("binary", "auc"), ("survival", "c_index")])
+def test_p_of_accuracy_does_not_hang_on_the_scale_of_scores(kind, metric):
+    """A control whose scores are squeezed and shifted ranks as before, so the arm is as much better as before."""
+    ours, theirs = predictions("robust", kind), predictions("paired", kind)
+    columns = {name: i for i, name in enumerate(sorted(ours["patient"].unique()))}
+    swaps = comparing.draw_swaps(len(columns), 200, np.random.default_rng(0))
+    squeezed = theirs.assign(p=0.9 + theirs["p"] / 16)
+    first, second = (comparing.permuted_difference(ours, other, metric, swaps, columns) for other in (theirs, squeezed))
+    assert second == pytest.approx(first, abs=1e-12)
 
 
 def test_holm_by_hand():
@@ -133,6 +156,20 @@ def test_delong_and_bootstrap_agree_with_several_scans_a_patient():
     assert (high - low) / 2 / 1.96 == pytest.approx(change[1:].std(), rel=0.1)
     copies, _, _, _ = comparing.delong(*one_model(y[::3], a[::3], b[::3], patient[::3].astype(str)))
     assert np.isfinite(copies)
+
+
+def test_delong_knows_patients_with_both_classes():
+    """Its mean variance is that of the difference over 300 cohorts (without the covariance of the classes 4 times)."""
+    rng, n = np.random.default_rng(3), 40
+    differences, variances = [], []
+    y, patient = np.repeat([0.0, 1.0], n), np.tile([f"p{i:02d}" for i in range(n)], 2)
+    for _ in range(300):
+        of_patient = rng.normal(0, 1.5, (2, n))
+        a, b = (np.tile(own, 2) + y + rng.normal(0, 0.5, 2 * n) for own in of_patient)
+        difference, low, high, _ = comparing.delong(*one_model(y, a, b, patient))
+        differences.append(difference)
+        variances.append(((high - low) / 2 / stats.norm.ppf(0.975)) ** 2)
+    assert np.mean(variances) == pytest.approx(np.var(differences), rel=0.25)
 
 
 def test_delong_says_why_it_cannot():
