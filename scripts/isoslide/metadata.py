@@ -76,10 +76,11 @@ def baseline(table: pd.DataFrame, task: str, settings: Mapping[str, Any]) -> pd.
 
 
 def _auc(table: pd.DataFrame, columns: list[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    n_classes = max(2, table["y"].max() + 1)
     table = table.dropna(subset=columns).reset_index(drop=True)
     patients = table.groupby("patient")["y"].max()
-    n_classes = max(2, table["y"].max() + 1)
-    folds = min(FOLDS, *np.bincount(patients, minlength=n_classes).tolist())
+    of_class = table.groupby("y")["patient"].nunique()  # a patient may have specimens of several
+    folds = min(FOLDS, *of_class.reindex(range(n_classes), fill_value=0).tolist())
     result = {"value": np.nan, "low": np.nan, "high": np.nan, "n": len(patients)}
     if folds < 2:
         return result | {"reason": "fewer than two patients of a class"}

@@ -90,7 +90,7 @@ def enough(patients: pd.DataFrame, kind: str, trains: bool, n_classes: int) -> b
     both; regression two different values.
 
     Args:
-        patients: a row per patient of the part, columns as of `outcomes`.
+        patients: a row per patient of the part, columns as of `outcomes`; of one with several classes a row for each.
         kind: see `kind_of`.
         trains: whether models are trained on it, and not scored.
         n_classes: of the task.
@@ -210,6 +210,16 @@ def _check_survival(rows: pd.DataFrame, task: str, settings: Settings, path: str
             raise SheetError(f"{path} line {line}: {settings['time']} {time!r}: task {task!r} needs a time above 0")
         if event not in ("0", "1"):
             raise SheetError(f"{path} line {line}: {settings['event']} {event!r}: write 1 for an event, 0 for censored")
+    known = rows.assign(time=times.map(_number), event=events)[(times != "") & (events != "")]
+    once = known.drop_duplicates(["patient", "time", "event"])
+    twice = once[once["patient"].duplicated(keep=False)]
+    if len(twice):
+        one, other = twice[twice["patient"] == twice["patient"].iloc[0]].iloc[:2].itertuples()
+        raise SheetError(
+            f"{path} lines {one.Index}, {other.Index}: scans of patient {one.patient!r} differ in {settings['time']} "
+            f"or {settings['event']}: {one.time:g}, {one.event} and {other.time:g}, {other.event}: a patient is "
+            "followed once, correct one of them"
+        )
 
 
 def _check_one_value(rows: pd.DataFrame, values: pd.Series, column: str, path: str) -> None:

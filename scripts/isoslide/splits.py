@@ -111,15 +111,15 @@ def check(result: pd.DataFrame, task: str, kind: str) -> None:
                 )
         n_classes = result.loc[result["label"] != "", "label"].nunique()
         for role in USED:
-            part = rows[rows["role"] == role].drop_duplicates("patient")
-            counts = part.loc[part["class"] != "", "class"].value_counts().sort_index()
+            part = _one_of_each(rows[rows["role"] == role])
+            counts = part[part["class"] != ""].groupby("class")["patient"].nunique()
             if not outcomes.enough(part, kind, role == TRAIN, n_classes):
                 found = ", ".join(f"{n} {name}" for name, n in counts.items()) or "none with a class"
-                events = f", {int(part['event'].eq(1).sum())} with an event" if part["event"].ne("").any() else ""
+                events = f", {_with_event(part)} with an event" if part["event"].ne("").any() else ""
                 raise SplitError(
-                    f"task {task!r} fold {fold}: {len(part)} patients to {role} ({found}{events}) are too few to "
-                    f"{'score' if role != TRAIN else 'train on'}: use fewer folds, a larger share for tuning, "
-                    "or more patients"
+                    f"task {task!r} fold {fold}: {part['patient'].nunique()} patients to {role} ({found}{events}) are "
+                    f"too few to {'score' if role != TRAIN else 'train on'}: use fewer folds, a larger share for "
+                    "tuning, or more patients"
                 )
 
 
@@ -127,8 +127,9 @@ def proof(result: pd.DataFrame, sites: Mapping[str, str]) -> pd.DataFrame:
     """Return what each part of each fold holds and what it shares with the others, counted from the finished table.
 
     Columns: fold, role; patients, specimens, scans, events (patients); classes and scanners (patients and scans of
-    each, as text); held_out (scanners of the role that the fold neither trains nor tunes on); shared_patients,
-    shared_specimens, shared_sites (also in another of train, tune and test).
+    each, as text; a patient with specimens of two classes counts in both); held_out (scanners of the role that the
+    fold neither trains nor tunes on); shared_patients, shared_specimens, shared_sites (also in another of train, tune
+    and test).
 
     Args:
         result: the split table.
@@ -140,7 +141,8 @@ def proof(result: pd.DataFrame, sites: Mapping[str, str]) -> pd.DataFrame:
         fitted = set(rows.loc[rows["role"] != TEST, "scanner"])
         for role in USED:
             own, others = rows[rows["role"] == role], rows[rows["role"] != role]
-            people = own.drop_duplicates("patient")
+            people = _one_of_each(own)
+            classed = people[people["class"] != ""].drop_duplicates(["patient", "class"])
             shared = {
                 f"shared_{name}s": len((set(own[name]) & set(others[name])) - {""})
                 for name in ("patient", "specimen", "site")
@@ -149,11 +151,11 @@ def proof(result: pd.DataFrame, sites: Mapping[str, str]) -> pd.DataFrame:
                 {
                     "fold": fold,
                     "role": role,
-                    "patients": len(people),
+                    "patients": people["patient"].nunique(),
                     "specimens": own["specimen"].nunique(),
                     "scans": len(own),
-                    "events": int(people["event"].eq(1).sum()),
-                    "classes": _counts(people.loc[people["class"] != "", "class"]),
+                    "events": _with_event(people),
+                    "classes": _counts(classed["class"]),
                     "scanners": _counts(own["scanner"]),
                     "held_out": ", ".join(sorted(set(own["scanner"]) - fitted)),
                     **shared,
@@ -179,7 +181,8 @@ def patient_table(rows: pd.DataFrame, task: str) -> pd.DataFrame:
                 "a patient belongs to one of them"
             )
         use = next((mark for mark in (TRAIN, TUNE) if mark in marks), TEST if marks == {TEST} else "any")
-        first = own.sort_values(["label", "event"], ascending=False).iloc[0]  # the highest class of several specimens
+        # The highest class of several specimens; numbers are text here, and "9" is below "10".
+        first = own.sort_values(["label", "event"], ascending=False, key=pd.to_numeric).iloc[0]
         records[patient] = {"use": use, "stratum": first["class"] or f"event {first['event']}"}
     return pd.DataFrame.from_dict(records, orient="index", columns=["use", "stratum"])
 
@@ -253,6 +256,15 @@ def _scanners(rows: pd.DataFrame, task: str) -> list[str]:
 
 def _patients_of(rows: pd.DataFrame, role: str) -> set[str]:
     return set(rows.loc[rows["role"] == role, "patient"])
+
+
+def _one_of_each(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return one row of each patient and outcome: specimens of one patient may differ in theirs."""
+    return rows.drop_duplicates(["patient", "label", "class", "event"])
+
+
+def _with_event(rows: pd.DataFrame) -> int:
+    return rows.loc[rows["event"].eq(1), "patient"].nunique()
 
 
 def _counts(values: pd.Series) -> str:

@@ -77,3 +77,11 @@ def test_other_kinds_of_tasks(tmp_path, kind):
     assert sorted(cases["y"].unique()) == list(range({"multiclass": 3, "regression": 4, "cox": 2}[kind]))
     tied = cases.assign(scanner=cases["y"].astype(str))
     assert metadata.baseline(tied, "t", SETTINGS)["value"].iloc[0] == pytest.approx(1)
+
+
+def test_patients_with_specimens_of_both_classes():
+    """Tumour scanned on A and normal tissue on B, of every patient: the scanner tells the class."""
+    patients = [f"p{i:02d}" for i in range(20)]
+    parts = [pd.DataFrame({"patient": patients, "scanner": name, "y": y}) for name, y in (("A", 1), ("B", 0))]
+    found = metadata.baseline(pd.concat(parts), "task", SETTINGS).set_index("predictors")
+    assert found.loc["scanner", "value"] == 1

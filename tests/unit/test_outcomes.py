@@ -80,6 +80,21 @@ def test_survival_columns(tmp_path, cells, message):
         check(tmp_path, [f"s1,a,A,,,,,,{cells}"], SURVIVAL)
 
 
+def test_a_patient_has_one_time_and_event(tmp_path):
+    """Else curves, tests and the chance of censoring would count whichever scan comes first."""
+    header = "scan,path,scanner,specimen,patient,months,event\n"
+    settings = {"type": "survival", "loss": "cox", "time": "months", "event": "event"}
+
+    def checked(*rows):
+        read = table(tmp_path, [f"s{i},a,{row}" for i, row in enumerate(rows)], header)
+        outcomes.check_tasks(read, {"t": settings}, "slides.csv")
+
+    checked("A,G1,P1,30,1", "B,G1,P1,30.0,1", "A,G2,P1,30,1", "A,G3,P2,,", "B,G3,P2,12,0")
+    for other in ("B,G1,P1,31,1", "B,G1,P1,30,0", "A,G2,P1,3,1"):
+        with pytest.raises(sheet.SheetError, match=r"lines 2, 3: scans of patient 'P1' differ in months or event"):
+            checked("A,G1,P1,30,1", other)
+
+
 def test_classes_keep_the_order_that_is_asked_for(tmp_path):
     rows = table(tmp_path, labelled("cab"))
     assert outcomes.outcomes(rows, "t", MULTI)["label"].tolist() == ["2", "0", "1"]

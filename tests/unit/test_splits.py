@@ -275,6 +275,22 @@ def test_proof_by_hand():
     assert splits.proof(moved, {})["shared_patients"].tolist() == [1, 1, 1]
 
 
+def test_a_patient_with_both_classes_counts_in_both():
+    """Tumour and normal tissue of the same patients: no class is missing, whichever specimen comes first."""
+    table = cohort(n=20, specimens=2)
+    table["response"] = np.where(table["specimen"].str.endswith("-1"), "positive", "negative")
+    result = make(table)
+    proof = splits.proof(result, {})
+    assert proof["classes"].eq([f"negative {n}, positive {n}" for n in proof["patients"]]).all()
+
+
+def test_the_highest_of_several_values_is_the_largest_number():
+    table = cohort(n=1, specimens=2).assign(site="")
+    table["response"] = ["9", "9", "100", "100"]
+    rows = splits.with_outcome(table, "t", {"type": "regression", "label": "response"})
+    assert splits.patient_table(rows, "t")["stratum"].tolist() == rows.loc[rows["label"] == "100", "class"].unique()
+
+
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("by", ["patient", "site", "scanner"])
 def test_no_patient_is_ever_in_two_parts_of_a_fold(seed, by):
