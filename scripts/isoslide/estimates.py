@@ -114,11 +114,11 @@ def estimate_arm(
         inside = scope.inside(frame)
         complete, note = complete_specimens(frame, inside, scope)
         scans = _arrays(frame, columns, complete, scope.of_class)
-        patients = frame.loc[inside & (scans.complete if scope.name.startswith("pair:") else True), "patient"]
         chosen = list(chosen_metrics(kind, scope))
         for metric in chosen:
             notes = note if metric.takes == "specimens" else ""
-            result[metric.name, scope.name] = Units({}, {}, int(patients.nunique()), notes)
+            n = frame.loc[_entering(frame, inside, complete, metric.takes), "patient"].nunique()
+            result[metric.name, scope.name] = Units({}, {}, int(n), notes)
         for key, rows in models.items():
             rows = rows[inside[rows]]
             own = scope.within(scanners[rows])
@@ -149,10 +149,20 @@ def chosen_metrics(kind: str, scope: Scope) -> Iterator[Metric]:
             yield metric
 
 
+def _entering(frame: pd.DataFrame, inside: np.ndarray, complete: np.ndarray, takes: str) -> np.ndarray:
+    """Return which scans (n,) can enter a metric: all of the scope, those of complete specimens, or of two scanners."""
+    if takes in ("specimens", "matrix"):
+        return complete
+    if takes in ("pairs", "decisions"):
+        own = frame["scanner"].where(inside).groupby([frame["fold"], frame["specimen"]])
+        return inside & (own.transform("nunique") > 1).to_numpy()
+    return inside
+
+
 def _arrays(frame: pd.DataFrame, columns: Mapping[str, int], complete: np.ndarray, of_class: int | None) -> Scans:
     numbers = {name: frame[name].to_numpy(dtype=float) for name in ("p", "label", "time", "event", "free")}
     of_classes = frame[class_columns(frame)].to_numpy(dtype=float)
-    if of_class is not None:
+    if of_class is not None and len(frame):
         numbers |= {"p": of_classes[:, of_class], "label": (numbers["label"] == of_class).astype(float)}
     elif of_classes.size:
         numbers["p"] = of_classes

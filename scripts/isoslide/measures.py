@@ -117,7 +117,7 @@ _LISTED = (
         -1,
         bounds=(0, np.inf),
     ),
-    Metric("icc", "ICC(2,1)", metrics.icc21, weighted.icc21, "matrix", 1, bounds=(-1, 1)),
+    Metric("icc", "ICC(2,1)", metrics.icc21, weighted.icc21, "matrix", 1, bounds=(-np.inf, 1)),
     Metric("ccc", "concordance (Lin)", metrics.lin_ccc, weighted.lin_ccc, "pairs", 1, bounds=(-1, 1)),
     Metric("agreement", "class agreement", metrics.agreement, weighted.agreement, "pairs", 1, DECIDED, threshold=True),
     Metric("kappa", "kappa", metrics.kappa, weighted.kappa, "pairs", 1, DECIDED, threshold=True, bounds=(-1, 1)),

@@ -168,6 +168,32 @@ def test_an_arm_without_any_prediction_is_described_all_the_same():
     assert alone["value"].notna().sum() == 2
 
 
+def test_n_is_of_the_patients_whose_scans_enter():
+    """Six patients have all scanners, five two (and one of whom a scan is excluded), the others one."""
+    frame = predictions("paired")
+    order = frame["patient"].map({name: i for i, name in enumerate(sorted(frame["patient"].unique()))})
+    kept = frame[(order < 6) | (frame["scanner"] == "A") | ((order < 12) & (frame["scanner"] == "B"))]
+    table, _, _ = evaluation.evaluate({"paired": kept}, "paired", "binary", SETTINGS)
+    rows = table[(table["seed"] == "mean") & (table["scope"] == "pooled")].set_index("metric")["n"]
+    everybody = kept["patient"].nunique()
+    assert rows[["auc", "spread", "inconsistency", "icc", "rmse", "kappa"]].tolist() == [everybody] * 2 + [6, 6, 11, 11]
+
+
+def test_intervals_of_icc_hold_values_below_minus_one():
+    """Three specimens that two scanners put in opposite order: ICC(2,1) has no lower bound."""
+    p = {"A": (0.0, 1.0, 0.52), "B": (1.0, 0.05, 0.5)}
+    frame = pd.concat(
+        pd.DataFrame({"scan": [f"{i}{name}" for i in range(3)], "specimen": list("xyz"), "scanner": name, "p": own})
+        for name, own in p.items()
+    )
+    frame = frame.assign(patient=frame["specimen"], seed=0, fold=0, label=[0.0, 1.0, 1.0] * 2, status="ok")
+    frame = frame.assign(time=np.nan, event=np.nan)
+    table, _, _ = evaluation.evaluate({"paired": frame}, "paired", "binary", SETTINGS)
+    row = table[(table["metric"] == "icc") & (table["scope"] == "pooled")].iloc[0]
+    assert row["value"] == pytest.approx(metrics.icc21(np.array(list(p.values())).T))
+    assert row["low"] <= row["value"] < -2
+
+
 def test_specimens_without_all_scanners_are_used_only_when_no_other_is_there():
     frame = predictions("paired")
     number = frame["patient"].str[1:].astype(int)

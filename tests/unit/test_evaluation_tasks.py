@@ -185,3 +185,14 @@ def test_class_names_come_in_the_order_of_their_index():
     splits["class"] = splits["label"].map({"0": "z", "1": "y", "2": "x", "10": "a", "": ""})
     assert evaluation.class_names(splits, "multiclass") == ("z", "y", "x", "a")
     assert evaluation.class_names(splits, "binary") == ()
+
+
+def test_an_arm_without_any_prediction_of_classes():
+    """Its table has no columns of classes, as predict_scans.py writes it then."""
+    frame = predictions("paired", "multiclass")
+    dead = frame.iloc[:0].drop(columns=CLASSES)
+    table, comparisons, _ = evaluation.evaluate(
+        {"paired": frame, "dead": dead}, "paired", "multiclass", SETTINGS, classes=NAMES
+    )
+    assert (table.loc[(table["arm"] == "dead") & (table["scope"] == "class:low"), "reason"] != "").all()
+    assert comparisons["difference"].isna().all()
