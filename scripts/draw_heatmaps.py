@@ -57,7 +57,7 @@ def draw(scan: str, tables: dict[str, pd.DataFrame], folder: Path) -> dict:
     import h5py
     import numpy as np
 
-    from isoslide import gallery, grid, heatmaps, tile_values
+    from isoslide import atomic, gallery, grid, heatmaps, tile_objects, tile_values
     from isoslide.slide import open_checked
 
     of = {name: tables[name].set_index("scan", drop=False) for name in ("checks", "tiles", "features")}
@@ -80,10 +80,15 @@ def draw(scan: str, tables: dict[str, pd.DataFrame], folder: Path) -> dict:
         with open_checked(of["checks"].loc[scan]) as slide:
             figure = heatmaps.draw(slide, tiles, values, title)
             picture = gallery.draw(slide, tiles, values, title)
+            mpp = slide.mpp
     except SlideError as error:
         return status.failed(row, error.status, error.reason)
+    facts = {"scan": scan, "scanner": row["scanner"], "models": list(paths), "p": values.bag, "meaning": values.meaning}
+    rows, corners = tile_objects.table(tiles, values), heatmaps.outlines(tiles) / np.array(mpp)
     heatmaps.write(folder / f"{scan}.png", figure)
     gallery.write(folder / "gallery" / f"{scan}.png", picture)
+    atomic.write_table(folder / "tiles" / f"{scan}.tsv", rows)
+    tile_objects.write_geojson(folder / "geojson" / f"{scan}.geojson", rows, corners, facts)
     known = {"specimen": row["specimen"], "scanner": row["scanner"], "models": len(paths), "p": values.bag}
     known |= {"meaning": values.meaning, "total": values.total, "total_meaning": values.total_meaning}
     known |= {"bounded": values.bounded, "no_contribution": values.no_contribution}

@@ -1,3 +1,5 @@
+import json
+
 import h5py
 import numpy as np
 import pandas as pd
@@ -9,7 +11,7 @@ from stages import Stages, files
 
 import draw_heatmaps
 import predict_scans
-from isoslide import grid, heatmaps, status
+from isoslide import grid, heatmaps, status, tile_objects
 
 VIEW = {"tile_px": 557, "mpp": 0.5}
 
@@ -84,7 +86,7 @@ def test_scans_that_cannot_be_drawn_are_rows_and_the_bytes_are_the_same_again(co
     assert "no model of a fold that tests this scan" in table.loc["c", "reason"]
     run(cohort, "a", "b", "c", results="two")
     one, two = files(cohort / "one"), files(cohort / "two")
-    assert set(one) == {"status.tsv", "a.png", "gallery/a.png"}
+    assert set(one) == {"status.tsv", "a.png", "gallery/a.png", "tiles/a.tsv", "geojson/a.geojson"}
     assert {name for name in one if one[name] != two[name]} == {"status.tsv"}  # it names the folder
 
 
@@ -97,6 +99,20 @@ def test_features_of_other_tiles_are_refused(cohort, tmp_path):
         (tmp_path / f"{name}.tsv").write_bytes((cohort / f"{name}.tsv").read_bytes())
     table.to_csv(tmp_path / "features.tsv", sep="\t", index=False)
     assert run(tmp_path, "a").loc["a", "status"] == "other_tiles"
+
+
+def test_tiles_are_a_table_and_objects_that_sum_to_the_score(cohort):
+    table = run(cohort, "a")
+    rows = tile_objects.read_table(cohort / "maps/tiles/a.tsv")
+    assert len(rows) == int(table.loc["a", "n_tiles"])
+    assert rows["contribution"].sum() == pytest.approx(float(table.loc["a", "total"]), abs=1e-4)
+    assert rows["attention"].mean() == pytest.approx(1, abs=1e-5)
+    features = json.loads((cohort / "maps/geojson/a.geojson").read_text())["features"]
+    rings = np.array([feature["geometry"]["coordinates"][0] for feature in features])
+    assert rings.max(axis=(0, 1)).tolist() == [9469, 1114]
+    assert (rings[:, 0] == rows[["x", "y"]]).all(axis=None)
+    measured = [feature["properties"]["measurements"]["contribution"] for feature in features]
+    assert measured == pytest.approx(rows["contribution"].tolist())
 
 
 def test_tiles_lie_within_a_pixel_at_the_right_and_lower_edge(cohort):

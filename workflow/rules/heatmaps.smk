@@ -14,6 +14,7 @@ rule draw_heatmaps:
             scripts("isoslide/layers.py"),
             scripts("isoslide/task_losses.py"),
             scripts("isoslide/tasks.py"),
+            scripts("isoslide/tile_objects.py"),
             scripts("isoslide/tile_values.py"),
             scripts("isoslide/transmil.py"),
         ],
