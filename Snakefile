@@ -121,13 +121,18 @@ rule evaluations:
 
 
 rule heatmaps:
-    """Stage: attention maps of the scans named in the config."""
+    """Stage: what the models see in the scans named in the config, and the scans of a specimen side by side."""
     input:
         expand(
             "results/heatmaps/{task}/{encoder}/{arm}/status.tsv",
             task=TASKS,
             encoder=NATIVE,
             arm=ARMS,
+        ),
+        expand(
+            "results/scanner_pairs/{task}/{encoder}/status.tsv",
+            task=TASKS,
+            encoder=NATIVE,
         ),
 
 

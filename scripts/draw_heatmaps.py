@@ -92,6 +92,7 @@ def draw(scan: str, tables: dict[str, pd.DataFrame], folder: Path) -> dict:
     known = {"specimen": row["specimen"], "scanner": row["scanner"], "models": len(paths), "p": values.bag}
     known |= {"meaning": values.meaning, "total": values.total, "total_meaning": values.total_meaning}
     known |= {"bounded": values.bounded, "no_contribution": values.no_contribution}
+    known |= values.bag_classes
     return {"scan": scan, "status": status.OK, "n_tiles": len(values.p), "path": folder / f"{scan}.png", **known}
 
 

@@ -120,6 +120,16 @@ def together(config: Mapping[str, Any], encoders: Mapping[str, Any]) -> dict[str
     return {view: names for view, names in views.items() if len(names) > 1}
 
 
+def before_and_after(config: Mapping[str, Any]) -> list[str]:
+    """Return the control arm and the arm that shows best what the losses change: with both, else with one, else any."""
+    arms = config["arms"]
+    rated = {
+        name: sum(bool(arm.get(f"{loss}_weight")) for loss in ("embedding", "score")) for name, arm in arms.items()
+    }
+    others = sorted((name for name in arms if name != config["control"]), key=lambda name: -rated[name])
+    return [name for name in (config["control"], *others[:1]) if name in arms]
+
+
 def stained(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the encoder of each features variant that arms with `stain` need, by the variant's name.
 

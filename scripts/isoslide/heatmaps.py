@@ -58,7 +58,9 @@ def draw(slide: Slide, tiles: grid.Tiles, values: TileValues, title: str) -> Fig
     corners = outlines(tiles) / um_per_px
     height, width = overview.shape[:2]
     columns = 4 if height > width else 2
-    figure = Figure(figsize=(13.5, 1.2 + 4 / columns * 13.5 / columns * height / width), layout="constrained")
+    figure = Figure(
+        figsize=(13.5, 0.6 + 4 / columns * (0.4 + (13.5 / columns - 1.1) * height / width)), layout="constrained"
+    )
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     first, *others = figure.subplots(4 // columns, columns).flat

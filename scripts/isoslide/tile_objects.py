@@ -16,13 +16,15 @@ MEASUREMENTS = COLUMNS[3:]
 
 
 def table(tiles: grid.Tiles, values: TileValues) -> pd.DataFrame:
-    """Return a row per tile inside the scan: its id, `coords` (level-0 px) and values; NaN for no contribution."""
+    """Return a row per tile inside the scan: its id, `coords` (level-0 px) and values; NaN for no contribution.
+
+    In a multiclass task there are also `p_0`, `p_1`, …: the probability of each class, tile alone.
+    """
     inside = ~tiles.out_of_bounds
     x, y = tiles.coords[inside].T
     added = np.full(len(x), np.nan) if values.contribution is None else values.contribution
-    return pd.DataFrame(
-        dict(zip(COLUMNS, (tiles.tile_ids[inside], x, y, values.attention, added, values.p), strict=True))
-    )
+    columns = (tiles.tile_ids[inside], x, y, values.attention, added, values.p)
+    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True)) | dict(values.classes))
 
 
 def read_table(path: str | Path) -> pd.DataFrame:

@@ -5,8 +5,8 @@ the head is affine, so they are the sum of a_i head(h_i), exactly: attention tim
 is the tile's contribution. It needs no origin: a tile that alone would get 0 contributes 0 whatever its weight.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,8 @@ class TileValues:
         total_meaning: what the contributions sum to.
         bounded: whether the score lies between 0 and 1.
         no_contribution: why there are no contributions.
+        classes: in a multiclass task the probabilities of every class by name (`p_0`, …): (n,) of the tiles alone,
+        bag_classes: and those of the whole scan.
     """
 
     attention: np.ndarray
@@ -51,6 +53,8 @@ class TileValues:
     total_meaning: str = "logit"
     bounded: bool = True
     no_contribution: str = ""
+    classes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    bag_classes: Mapping[str, float] = field(default_factory=dict)
 
 
 def of_scan(paths: Sequence[str], features: np.ndarray, scanner: str | None = None) -> TileValues:
@@ -66,7 +70,7 @@ def of_scan(paths: Sequence[str], features: np.ndarray, scanner: str | None = No
     tiles, bag = (_scores(cards, logits) for logits in (tile_logits, bag_logits))
     column, meaning, summed = "p", MEANINGS.get(kind, ""), {"cox": "log risk", "regression": "value less the mean"}
     total_meaning = summed.get(kind, "logit")
-    index = 1
+    index, names = 1, [name for name in bag if name.startswith("p_")]
     if kind == "multiclass":
         index = max(range(shape.outputs), key=lambda one: bag[f"p_{one}"][0])
         column, meaning = f"p_{index}", f"probability of class {index}"
@@ -84,6 +88,8 @@ def of_scan(paths: Sequence[str], features: np.ndarray, scanner: str | None = No
         total_meaning="" if why_not else total_meaning,
         bounded=kind != "regression",
         no_contribution=why_not,
+        classes={name: tiles[name] for name in names},
+        bag_classes={name: float(bag[name][0]) for name in names},
     )
 
 

@@ -172,3 +172,10 @@ def test_arms_with_stain_need_features_of_normalised_tiles():
     value = complete(arms=arms) | {"encoders": ["x"], "import": {"x": {}}}
     with pytest.raises(config.ConfigError, match="config arms.m.stain: the features of 'x' are imported"):
         config.stained(value)
+
+
+def test_before_and_after_are_the_control_and_the_arm_with_most_losses():
+    arms = {"score": {"score_weight": 1}, "both": {"score_weight": 1, "embedding_weight": 2}, "plain": {}, "x": {}}
+    assert config.before_and_after({"arms": arms, "control": "plain"}) == ["plain", "both"]
+    assert config.before_and_after({"arms": {"plain": {}, "x": {}}, "control": "plain"}) == ["plain", "x"]
+    assert config.before_and_after({"arms": {"plain": {}}, "control": "plain"}) == ["plain"]

@@ -146,6 +146,8 @@ def test_contributions_of_other_kinds(tmp_path):
     expected = np.mean([one[index] - np.delete(one, index).mean() for one in each])
     assert values.contribution.sum() == pytest.approx(expected, abs=1e-5)
     assert values.total_meaning == f"logit of class {index}"
+    assert sum(values.bag_classes.values()) == pytest.approx(1)
+    assert (values.classes[f"p_{index}"] == values.p).all()
     files = toy_models.write(tmp_path, {"type": "regression"}, {"mean": [50.0], "sd": [20.0]}, 1)
     values = tile_values.of_scan(files, features())
     assert values.contribution.sum() == pytest.approx(values.bag - 50, abs=1e-4)

@@ -1,4 +1,6 @@
-"""Heatmaps. In: the models of an arm and the scans that the config names. Out: a picture per scan, status per arm."""
+"""Heatmaps. In: the models of an arm and the scans that the config names. Out: pictures and tile values per scan, and two scans of a specimen side by side."""
+
+SHOWN_ARMS = configuration.before_and_after(config)
 
 
 rule draw_heatmaps:
@@ -47,5 +49,48 @@ rule draw_heatmaps:
             --splits {input.splits:q} \
             --models {input.models:q} \
             --results results/heatmaps/{wildcards.task:q}/{wildcards.encoder:q}/{wildcards.arm:q} \
+            --output {output:q} &>{log:q}
+        """
+
+
+rule compare_scanners:
+    """Draw two scans of a specimen side by side, in the control arm and in the arm with the losses."""
+    input:
+        script=scripts("compare_scanners.py"),
+        modules=[
+            scripts("isoslide/heatmaps.py"),
+            scripts("isoslide/scanner_pairs.py"),
+            scripts("isoslide/tile_objects.py"),
+        ],
+        checks="results/status/checks.tsv",
+        tiles=tiles_of_encoder,
+        maps=expand(
+            "results/heatmaps/{{task}}/{{encoder}}/{arm}/status.tsv", arm=SHOWN_ARMS
+        ),
+    output:
+        "results/scanner_pairs/{task}/{encoder}/status.tsv",
+    log:
+        "results/logs/compare_scanners/{task}/{encoder}.log",
+    benchmark:
+        "results/benchmarks/compare_scanners/{task}/{encoder}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wc, attempt: 4000 * attempt,
+        runtime=60,
+    params:
+        scans=config["heatmaps"],
+        maps=lambda wc, input: [
+            f"{arm}={path}" for arm, path in zip(SHOWN_ARMS, input.maps)
+        ],
+    shell:
+        """
+        python {input.script:q} \
+            --scans {params.scans:q} \
+            --checks {input.checks:q} \
+            --tiles {input.tiles:q} \
+            --maps {params.maps:q} \
+            --results results/scanner_pairs/{wildcards.task:q}/{wildcards.encoder:q} \
             --output {output:q} &>{log:q}
         """
