@@ -5,19 +5,21 @@
 
 Writes {scan}.geojson (polygons in level-0 px, for QuPath) and {scan}.jpg (the outline drawn) into the results folder.
 A GeoJSON file that a person drew or changed is used as it is and never written over; delete it to have it made again.
+With `"method": "trident:NAME"` a network of TRIDENT draws the outlines, in its environment (envs/trident.yaml).
 """
 
 import argparse
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from isoslide import atomic, cli, geojson, keys, quality, slide, status, tissue
+from isoslide import atomic, cli, device, geojson, keys, quality, segmenters, slide, status, tissue
 
 COLOURS = ("red_mean", "green_mean", "blue_mean", "red_sd", "green_sd", "blue_sd")
 NUMBERS = ("tissue_mm2", "sharpness", "ink_share", "black_share", "um_per_px", "black_places", "level_gap", *COLOURS)
@@ -32,6 +34,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results", required=True, type=Path, help="folder for the scans' files")
     parser.add_argument("--scans", nargs="+", metavar="ID", help="only these scans")
     parser.add_argument("--threads", type=int, default=1, help="scans at a time")
+    parser.add_argument("--weights", default="resources/weights", help="folder of weights, for a method of TRIDENT")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where such a method runs")
+    parser.add_argument("--stains", type=cli.json_arg, default={}, help="stain of each scan, as JSON")
     parser.add_argument("--output", required=True, type=Path, help="status table to write")
     return parser.parse_args(argv)
 
@@ -44,10 +49,10 @@ def main(argv: list[str] | None = None) -> None:
     checks = status.read(args.checks)
     if args.scans:
         checks = checks[checks["scan"].isin(args.scans)]
-    code = [keys.code_hash(tissue, quality, geojson), slide.code()]
+    method = methods(args)
 
     def row_of(row: dict[str, str]) -> dict[str, Any]:
-        return process(row, args.settings, args.results, code)
+        return process(row, method(row["scan"]), args.results)
 
     with cli.timed("tissue"), ThreadPoolExecutor(args.threads) as pool:
         rows = list(pool.map(row_of, checks.to_dict("records")))
@@ -55,18 +60,55 @@ def main(argv: list[str] | None = None) -> None:
     logging.info("%s", status.summary(status.read(args.output)))
 
 
-def process(row: dict[str, str], settings: Mapping[str, Any], results: Path, code: list[Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Method:
+    """How the outline of a scan is found.
+
+    Attributes:
+        settings: the config's block tissue.
+        code: what else decides the outline.
+        segmenter: a network; None: the classical method.
+        note: why it is another than the config's.
+    """
+
+    settings: Mapping[str, Any]
+    code: list[Any]
+    segmenter: segmenters.Segmenter | None = None
+    note: str = ""
+
+
+def methods(args: argparse.Namespace) -> Callable[[str], Method]:
+    """Return a function from a scan to its method."""
+    name = args.settings["method"]
+    plain = Method(args.settings, [keys.code_hash(tissue, quality, geojson), slide.code()])
+    if name == "classical":
+        return lambda scan: plain
+    try:
+        segmenter = segmenters.Segmenter(name, args.weights, device.claim(args.device))
+    except (segmenters.SegmenterError, device.DeviceError) as error:
+        cli.fail(str(error))
+    code = [*plain.code, keys.code_hash(segmenters.Segmenter), segmenter.weights_hash]
+    drawn = Method(args.settings, code, segmenter)
+
+    def method(scan: str) -> Method:
+        note = segmenters.fallback(name, args.stains.get(scan, ""))
+        return replace(plain, note=note) if note else drawn
+
+    return method
+
+
+def process(row: dict[str, str], method: Method, results: Path) -> dict[str, Any]:
     """Return the scan's row of the tissue table, after making its files if they are not there already."""
     if row["status"] != status.OK:
         return status.carried(row)
     path = results / f"{row['scan']}.geojson"
-    key = keys.content_key(checks=row["key"], settings=settings, code=code)
+    key = keys.content_key(checks=row["key"], settings=method.settings, code=method.code)
     try:
         present = geojson.read(path) if path.exists() else None
         if present and not present.edited and present.facts.get("key") == key and path.with_suffix(".jpg").exists():
-            return _row(row, path, present, present.facts, settings)
+            return _row(row, path, present, present.facts, method.settings, method.note)
         with slide.open_checked(row) as image:
-            return _segment(row, image, settings, path, key, present if present and present.edited else None)
+            return _segment(row, image, method, path, key, present if present and present.edited else None)
     except slide.SlideError as error:
         return status.failed(row, error.status, error.reason)
     except geojson.GeoJSONError as error:
@@ -76,20 +118,20 @@ def process(row: dict[str, str], settings: Mapping[str, Any], results: Path, cod
 def _segment(
     row: Mapping[str, str],
     image: slide.Slide,
-    settings: Mapping[str, Any],
+    method: Method,
     path: Path,
     key: str,
     edited: geojson.Outlines | None,
 ) -> dict[str, Any]:
-    um_per_px = tissue.overview_um_per_px(image, settings["um_per_px"])
+    um_per_px = tissue.overview_um_per_px(image, method.settings["um_per_px"])
     rgb = image.overview(um_per_px)
-    found = tissue.segment(rgb, um_per_px, settings)
-    if edited is not None:
-        polygons = edited.polygons
+    found = tissue.segment(rgb, um_per_px, method.settings)
+    if edited is None and method.segmenter is None:
+        polygons = geojson.trace(found.tissue, (um_per_px / image.mpp[0], um_per_px / image.mpp[1]))
+    else:
+        polygons = edited.polygons if edited else method.segmenter.outline(image, method.settings)
         mask = geojson.rasterise(geojson.scaled(polygons, image.mpp), um_per_px, rgb.shape[:2])
         found = tissue.Segmentation(mask, found.ink & ~mask, found.black, um_per_px)
-    else:
-        polygons = geojson.trace(found.tissue, (um_per_px / image.mpp[0], um_per_px / image.mpp[1]))
     numbers = _numbers(image, rgb, found, um_per_px)
     facts = {"key": key, **{name: float(f"{value:.6g}") for name, value in numbers.items()}}
     with atomic.output(path.with_suffix(".jpg")) as temporary:
@@ -99,7 +141,7 @@ def _segment(
     if edited is None:
         geojson.write(path, polygons, facts)  # last: its key says that all files of the scan are there
     outlines = edited or geojson.Outlines(polygons, {})
-    return _row(row, path, outlines, facts, settings, EDITED if edited else "")
+    return _row(row, path, outlines, facts, method.settings, EDITED if edited else method.note)
 
 
 def _jpeg(picture: np.ndarray) -> bytes:

@@ -84,7 +84,7 @@ def segment(rgb: np.ndarray, um_per_px: float, settings: Mapping[str, Any]) -> S
     coloured = (spread > 2 * settings["min_od"]) & tinted
     # Brown and blue in one pixel make grey, and pale counterstain nearly is. Grey counts close to coloured tissue, or
     # connected to it where it has texture: a shadow is smooth.
-    near = _dilate(_without_specks(coloured, 400 / um_per_px**2), GREY_REACH_UM / um_per_px)
+    near = _dilate(without_specks(coloured, 400 / um_per_px**2), GREY_REACH_UM / um_per_px)
     grey = (mean > 3 * settings["min_od"]) & (near | _textured(rgb, um_per_px)) & ~no_tissue
     tissue = _connected(((spread > settings["min_od"]) & tinted) | grey, coloured)
     tissue = _clean(tissue, no_tissue, um_per_px, settings)
@@ -137,7 +137,7 @@ def _black_frame(rgb: np.ndarray, um_per_px: float) -> np.ndarray:
     if not dark.any():
         return dark.astype(bool)
     # Smaller dark pieces at the edge are stained nuclei or dirt.
-    _, labels = cv2.connectedComponents(_without_specks(dark, MIN_FRAME_UM2 / um_per_px**2).astype(np.uint8))
+    _, labels = cv2.connectedComponents(without_specks(dark, MIN_FRAME_UM2 / um_per_px**2).astype(np.uint8))
     edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     return np.isin(labels, np.unique(edge[edge > 0]))
 
@@ -173,7 +173,7 @@ def _ink(red: np.ndarray, green: np.ndarray, blue: np.ndarray, um_per_px: float)
     ink = np.zeros(red.shape, bool)
     for strong, weak in kinds:
         # Green ink over dense epithelium is as black as black ink: a stroke that is explained starts no other kind.
-        strong = _without_specks(strong & ~ink, MIN_INK_UM2 / um_per_px**2)
+        strong = without_specks(strong & ~ink, MIN_INK_UM2 / um_per_px**2)
         if strong.any():
             ink |= _connected(strong | (weak & _dilate(strong, INK_GROWTH_UM / um_per_px)), strong)
     return ink
@@ -200,9 +200,9 @@ def _clean(tissue: np.ndarray, no_tissue: np.ndarray, um_per_px: float, settings
     # it is strong. One sigma back leaves an error of about half a sigma either way.
     mask = cv2.erode(mask, _disc(settings["smoothing_um"] / um_per_px))
     holes = mask == 0
-    mask = (~_without_specks(holes, settings["min_hole_um2"] / um_per_px**2)).astype(np.uint8)
+    mask = (~without_specks(holes, settings["min_hole_um2"] / um_per_px**2)).astype(np.uint8)
     mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, _disc(settings["opening_um"] / um_per_px / 2))
-    return _without_specks(mask.astype(bool) & ~no_tissue, settings["min_area_um2"] / um_per_px**2)
+    return without_specks(mask.astype(bool) & ~no_tissue, settings["min_area_um2"] / um_per_px**2)
 
 
 def _connected(weak: np.ndarray, strong: np.ndarray) -> np.ndarray:
@@ -214,7 +214,7 @@ def _connected(weak: np.ndarray, strong: np.ndarray) -> np.ndarray:
     return keep[labels]
 
 
-def _without_specks(mask: np.ndarray, min_px: float) -> np.ndarray:
+def without_specks(mask: np.ndarray, min_px: float) -> np.ndarray:
     """Return the connected pieces (4 neighbours) of at least `min_px` pixels."""
     if min_px <= 1 or not mask.any():
         return mask

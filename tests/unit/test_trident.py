@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torchvision.transforms.v2 import functional
 
-import outline_with_trident
-from isoslide import geojson, registry, status, weights
+from isoslide import registry, weights
 from isoslide.tile_encoder import TileEncoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,8 +64,6 @@ def test_where_trident_is_not_installed_one_line_says_so(tmp_path):
     with pytest.raises(weights.EncoderError, match="TRIDENT cannot be imported .* envs/trident.yaml") as error:
         TileEncoder(entry, tmp_path)
     assert "\n" not in str(error.value)
-    with pytest.raises(SystemExit, match="TRIDENT cannot be imported .* envs/trident.yaml"):
-        outline_with_trident.main(["--checks", "x", "--segmenter", "hest", "--results", str(tmp_path)])
 
 
 def test_every_encoder_of_the_table_is_sound():
@@ -74,51 +71,3 @@ def test_every_encoder_of_the_table_is_sound():
         assert registry.load(FILE, [f"trident:{name}"])[f"trident:{name}"].weights.startswith(f"trident/{name}/")
     with pytest.raises(registry.RegistryError, match=r"trident:uni: not in .*: use one of \['trident:conch_v1'"):
         registry.load(FILE, ["trident:uni"])
-
-
-class Slide:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-    def segment_tissue(self, segmenter, target_mag, **options):
-        assert target_mag == 10
-        return Outlines()
-
-
-class Outlines:
-    def __len__(self):
-        return 1
-
-    def to_json(self):
-        ring = "[[0,0],[900,0],[900,800],[0,0]]"
-        polygon = f'{{"type":"Polygon","coordinates":[{ring}]}}'
-        feature = f'{{"type":"Feature","properties":{{}},"geometry":{polygon}}}'
-        return f'{{"type":"FeatureCollection","features":[{feature}]}}'
-
-
-def test_outlines_are_written_for_the_tissue_stage_and_those_of_a_person_kept(tmp_path, monkeypatch):
-    opened = []
-
-    def load_wsi(path, lazy_init, mpp):
-        opened.append((path, mpp))
-        return Slide()
-
-    segmenter = types.SimpleNamespace(target_mag=10)
-    models = {"segmentation_model_factory": lambda name: segmenter}
-    install(monkeypatch, trident={"load_wsi": load_wsi}, **{"trident.segmentation_models": models})
-    known = {"status": "ok", "specimen": "G", "scanner": "A", "mpp_x": 0.25}
-    rows = [{"scan": name, "path": f"{name}.svs"} | known for name in "abc"]
-    rows[2]["status"] = "unreadable"
-    status.write(tmp_path / "checks.tsv", rows)
-    (tmp_path / "b.geojson").write_text(Outlines().to_json().replace("900", "901"))
-    arguments = ["--checks", str(tmp_path / "checks.tsv"), "--segmenter", "hest", "--results", str(tmp_path)]
-    outline_with_trident.main(arguments)
-    assert opened == [("a.svs", 0.25)]
-    found = geojson.read(tmp_path / "a.geojson")
-    assert found.edited
-    assert len(found.polygons) == 1
-    assert "901" in (tmp_path / "b.geojson").read_text()
-    assert not (tmp_path / "c.geojson").exists()

@@ -247,3 +247,30 @@ def test_training_on_a_gpu_asks_for_one(tmp_path):
     assert any(job.startswith("rule train_models") for job in jobs)
     for job in jobs:
         assert (re.search(r"resources:.*\bgpu=1\b", job) is not None) == job.startswith("rule train_models")
+
+
+def test_trident_and_its_weights_are_missed_before_the_first_job(tmp_path, monkeypatch):
+    copy_sheet(tmp_path, lambda table: table)
+    changes = overlay(tmp_path, tissue={"method": "trident:hest"}, weights="w", device="cuda")
+    arguments = ("--cores", "2", "-n", "tissue", *changes)
+    (line,) = lines_of_error(snakemake(*arguments, folder=tmp_path))[-1:]
+    assert re.match(
+        r"error: config tissue.method 'trident:hest': no weights at w/trident/hest/deep.*: hf download", line
+    )
+    (tmp_path / "w/trident/hest").mkdir(parents=True)
+    (tmp_path / "w/trident/hest/deeplabv3_seg_v4.ckpt").touch()
+    (line,) = lines_of_error(snakemake(*arguments, folder=tmp_path))[-1:]
+    assert re.match(
+        r"error: config tissue.method 'trident:hest': TRIDENT is not installed for this: run .* conda", line
+    )
+    (tmp_path / "site/trident").mkdir(parents=True)
+    (tmp_path / "site/trident/__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    done = snakemake(*arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    jobs = re.split(r"\n(?=(?:local)?rule )", done.stdout + done.stderr)
+    tissue = [job for job in jobs if job.startswith("rule segment_tissue")]
+    assert tissue
+    assert all(re.search(r"resources:.*\bgpu=1\b", job) for job in tissue)
+    monkeypatch.delenv("PYTHONPATH")
+    assert snakemake("--cores", "2", "-n", "checks", *changes, folder=tmp_path).returncode == 0

@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.join(workflow.basedir, "scripts"))
 
-from isoslide import cli, imports, outcomes, registry, sheet, weights
+from isoslide import cli, imports, outcomes, registry, segmenters, sheet, weights
 from isoslide import config as configuration
 
 
@@ -57,6 +57,7 @@ ALONE = [
     for name in [*NATIVE, *STAINED]
     if name not in itertools.chain(*TOGETHER.values())
 ]
+SEGMENTER = config["tissue"]["method"].startswith(segmenters.PREFIX)
 TASKS = list(config["tasks"])
 ARMS = list(config["arms"])
 
@@ -157,6 +158,21 @@ def environment_of_encoder(wildcards):
     if REGISTRY[encoders_of_job(wildcards)[0]].loader == "trident":
         return "../../envs/trident.yaml"
     return "../../envs/torch.yaml"
+
+
+def segmenter_of_batch(wildcards):
+    """Nothing; but where TRIDENT or its weights are missing the run ends here, before its first job."""
+    if not os.path.exists(f"results/status/tissue/{wildcards.batch}.tsv"):
+        made = "conda" in map(str, workflow.deployment_settings.deployment_method)
+        method = config["tissue"]["method"]
+        if line := segmenters.missing(method, config["weights"], made):
+            cli.fail(line)
+    return []
+
+
+def options_of_segmenter(wildcards):
+    """Options of segment_tissue.py for a network of TRIDENT."""
+    return segmenters.options(config, BATCHES[wildcards.batch])
 
 
 def weights_of_encoder(wildcards):

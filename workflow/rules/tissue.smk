@@ -8,6 +8,7 @@ rule segment_tissue:
         script=scripts("segment_tissue.py"),
         modules=[
             scripts("isoslide/tissue.py"),
+            scripts("isoslide/segmenters.py"),
             scripts("isoslide/quality.py"),
             scripts("isoslide/geojson.py"),
             scripts("isoslide/slide.py"),
@@ -18,6 +19,7 @@ rule segment_tissue:
         ],
         checks="results/status/checks/{batch}.tsv",
         gate=ancient("results/status/checks.tsv"),
+        segmenter=segmenter_of_batch,
     output:
         "results/status/tissue/{batch}.tsv",
     log:
@@ -25,13 +27,15 @@ rule segment_tissue:
     benchmark:
         "results/benchmarks/segment_tissue/{batch}.tsv"
     conda:
-        "../../envs/base.yaml"
+        "../../envs/trident.yaml" if SEGMENTER else "../../envs/base.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wc, attempt: 4000 * attempt,
-        runtime=lambda wc, attempt: 120 * attempt,
+        mem_mb=lambda wc, attempt: (12000 if SEGMENTER else 4000) * attempt,
+        runtime=lambda wc, attempt: (240 if SEGMENTER else 120) * attempt,
+        gpu=1 if SEGMENTER and config["device"] == "cuda" else None,
     params:
         settings=json.dumps(config["tissue"]),
+        segmenter=options_of_segmenter,
     shell:
         """
         python {input.script:q} \
@@ -39,6 +43,7 @@ rule segment_tissue:
             --settings {params.settings:q} \
             --results results/tissue \
             --threads {threads} \
+            {params.segmenter} \
             --output {output:q} &>{log:q}
         """
 
