@@ -2,7 +2,7 @@
 
 snakemake --cores 4            everything, up to the report
 snakemake --cores 4 features   up to a stage: checks tissue registrations tiles features
-                               splits models predictions evaluations report heatmaps
+                               splits models predictions evaluations report heatmaps exports
 snakemake -n                   what would run, and why
 """
 
@@ -34,6 +34,7 @@ include: "workflow/rules/models.smk"
 include: "workflow/rules/predictions.smk"
 include: "workflow/rules/evaluations.smk"
 include: "workflow/rules/heatmaps.smk"
+include: "workflow/rules/exports.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -133,6 +134,17 @@ rule heatmaps:
             "results/scanner_pairs/{task}/{encoder}/status.tsv",
             task=TASKS,
             encoder=NATIVE,
+        ),
+
+
+rule exports:
+    """Stage: model folders that score new slides elsewhere."""
+    input:
+        expand(
+            "results/exports/{task}/{encoder}/{arm}/card.json",
+            task=TASKS,
+            encoder=ENCODERS,
+            arm=ARMS,
         ),
 
 

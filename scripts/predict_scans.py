@@ -13,7 +13,6 @@ that of the model. Scans without features are counted in the log.
 import argparse
 import itertools
 import logging
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -76,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def predict(table: pd.DataFrame, scored: pd.DataFrame, features) -> pd.DataFrame:
     """Return one row per model and scan of its fold: first all of the role test, then those of the role tune."""
-    from isoslide import models, tasks
+    from isoslide import scoring
 
     matrix = features.tensor()
     parts = []
@@ -85,35 +84,15 @@ def predict(table: pd.DataFrame, scored: pd.DataFrame, features) -> pd.DataFrame
         if rows.empty:
             continue
         scans = np.array([features.index[scan] for scan in rows["scan"]], dtype=np.int64)
-        logits = score(list(own["path"]), features, matrix, scans, rows["scanner"].to_numpy())
-        for i, model in enumerate(own.itertuples()):
+        members = scoring.trained(list(own["path"]))
+        logits = scoring.logits(members, matrix, features, scans, rows["scanner"].to_numpy())
+        for model, columns in zip(own.itertuples(), scoring.columns(members, logits), strict=True):
             part = rows.assign(seed=model.seed, n_tiles=[features.size(scan) for scan in scans])
-            card = models.card(Path(model.path))
-            columns = tasks.columns(card["settings"]["task"], logits[i], card["fitted"])
             parts.append(part.assign(**columns, status=model.status))
     if not parts:
         return pd.DataFrame(columns=[*COLUMNS, "status"])
     table = pd.concat(parts)
     return table[[*COLUMNS, *(name for name in table if name.startswith("p_")), "status"]]
-
-
-def score(paths: list[str], features, matrix, scans: np.ndarray, scanners: np.ndarray):
-    """Return the logits (models, scans, C) of scans; models that harmonise features do it by scanner."""
-    import torch
-
-    from isoslide import aggregators, models
-
-    known = models.harmonised(paths)
-    for name in sorted(set(scanners) - known) if known else ():
-        logging.warning("scanner %s did not train, so its features are not harmonised", name)
-    groups = [(name, np.flatnonzero(scanners == name)) for name in np.unique(scanners)] if known else []
-    parts = []
-    for name, own in groups or [(None, np.arange(len(scans)))]:
-        loaded = [models.load(path, name) for path in paths]
-        state, shape = models.stack([state for state, _ in loaded]), loaded[0][1]
-        parts.append((own, aggregators.predict_scans(state, shape, matrix, features, scans[own])))
-    order = np.argsort(np.concatenate([own for own, _ in parts]), kind="stable")
-    return torch.cat([logits for _, logits in parts], 1)[:, torch.from_numpy(order)]
 
 
 if __name__ == "__main__":

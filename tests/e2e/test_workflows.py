@@ -127,10 +127,10 @@ def test_results_are_complete_and_finite(demo):
 
 
 def test_stages_run_by_name_and_nothing_is_left_to_do(demo):
-    succeed(demo, "heatmaps")
+    succeed(demo, "heatmaps", "exports")
     for stage in ("checks", "tissue", "registrations", "tiles", "features", "splits", "models", "predictions"):
         assert planned(demo, stage) == {}
-    for stage in ("evaluations", "heatmaps", "report", "all"):
+    for stage in ("evaluations", "heatmaps", "exports", "report", "all"):
         assert planned(demo, stage) == {}
 
 

@@ -68,7 +68,7 @@ def test_help_shows_an_example_and_needs_no_torch(path):
 
 def test_the_snakefile_imports_light_modules_only():
     program = (
-        "import sys; sys.path.insert(0, 'scripts'); from isoslide import cli, config, registry, sheet\n"
+        "import sys; sys.path.insert(0, 'scripts'); from isoslide import cli, config, model_folder, registry, sheet\n"
         "heavy = {'torch', 'openslide', 'cv2', 'h5py', 'scipy', 'sklearn', 'matplotlib', 'timm'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

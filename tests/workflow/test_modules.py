@@ -31,6 +31,8 @@ BEFORE = {
     "evaluate_predictions": ["predict_scans"],
     "evaluate_features": ["make_splits", "extract_features"],
     "evaluate_metadata": ["make_splits", "tile_scans"],
+    "summarise_features": ["extract_features"],
+    "export_models": ["evaluate_predictions", "summarise_features"],
     "write_report": ["evaluate_predictions", "evaluate_features", "evaluate_metadata", "embed_tiles"],
 }
 

@@ -55,6 +55,19 @@ def test_jobs_of_the_demo(tmp_path):
     assert counts["write_report"] == 1
 
 
+def test_exports_read_the_features_once_for_all_arms(tmp_path):
+    """Two tasks, four arms, and one with features of its own."""
+    copy_sheet(tmp_path, lambda table: table)
+    arms = {"normalised": {"sampler": "paired", "stain": "macenko"}}
+    done = snakemake("-n", "exports", "--quiet", "rules", *overlay(tmp_path, arms=arms), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    counts = job_counts(done.stdout + done.stderr)
+    assert counts["export_models"] == counts["train_models"] == 10
+    assert counts["summarise_features"] == 2
+    assert counts["evaluate_predictions"] == 2
+    assert "write_report" not in counts
+
+
 def test_more_encoders_share_tiles_of_the_same_view(tmp_path):
     copy_sheet(tmp_path, lambda table: table)
     encoders = ["efficientnet_lite0", "h_optimus_0", "virchow2", "uni"]

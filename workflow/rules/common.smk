@@ -8,7 +8,8 @@ import sys
 
 sys.path.insert(0, os.path.join(workflow.basedir, "scripts"))
 
-from isoslide import cli, imports, outcomes, registry, segmenters, sheet, weights
+from isoslide import cli, imports, model_folder, outcomes
+from isoslide import registry, segmenters, sheet, weights
 from isoslide import config as configuration
 
 
@@ -190,6 +191,29 @@ def features_of_arm(wildcards):
     stain = config["arms"][wildcards.arm].get("stain")
     name = f"{wildcards.encoder}+{stain}" if stain else wildcards.encoder
     return f"results/status/features/{name}.tsv"
+
+
+def summaries_of_arm(wildcards):
+    """The features in short that the arm is trained on."""
+    name = features_of_arm(wildcards).removeprefix("results/status/features/")
+    return f"results/exports/summaries/{name.removesuffix('.tsv')}.safetensors"
+
+
+def slides_of_encoder(wildcards):
+    """Status tables that say what slides look like; none where the features are imported."""
+    stages = () if wildcards.encoder in IMPORTED else ("checks", "tissue")
+    return [f"results/status/{stage}.tsv" for stage in stages]
+
+
+def facts_of_encoder(wildcards):
+    """What the card of a model folder says of the encoder, as JSON."""
+    name = wildcards.encoder
+    known = (
+        model_folder.imported_facts(name)
+        if name in IMPORTED
+        else model_folder.entry_facts(REGISTRY[name])
+    )
+    return json.dumps(known)
 
 
 def gate_of_encoder(wildcards):

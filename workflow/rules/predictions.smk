@@ -12,6 +12,7 @@ rule predict_scans:
             scripts("isoslide/combat.py"),
             scripts("isoslide/layers.py"),
             scripts("isoslide/models.py"),
+            scripts("isoslide/scoring.py"),
             scripts("isoslide/task_losses.py"),
             scripts("isoslide/stored_features.py"),
             scripts("isoslide/tasks.py"),
