@@ -127,7 +127,7 @@ def reasons(scan: Mapping[str, str], distance: float, found: Range) -> list[str]
 def write(path: str | Path, found: Range) -> None:
     """Write a range as safetensors; the scanners stand in the header."""
     tensors = {name: np.ascontiguousarray(getattr(found, name), dtype=np.float32) for name in TENSORS}
-    header = {"scanners": json.dumps(dict(found.scanners), sort_keys=True), "colours": json.dumps(COLOURS)}
+    header = {"scanners": json.dumps(dict(found.scanners), sort_keys=True)}  # of one key: their order is not kept
     with atomic.output(path) as temporary:
         save_file(tensors, temporary, header)
 

@@ -83,7 +83,8 @@ def summarise(table_path: str | Path) -> Summaries:
 def write(path: str | Path, found: Summaries) -> None:
     """Write summaries as safetensors; ids and origin stand in the header."""
     tensors = {"n_tiles": found.n_tiles, "means": found.means, "variances": found.variances}
-    header = {"scans": json.dumps(found.scans), "origin": json.dumps(dict(found.origin), sort_keys=True)}
+    # The order of several keys is not kept, and with it the bytes.
+    header = {"summaries": json.dumps({"scans": found.scans, "origin": dict(found.origin)}, sort_keys=True)}
     with atomic.output(path) as temporary:
         save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, temporary, header)
 
@@ -91,9 +92,9 @@ def write(path: str | Path, found: Summaries) -> None:
 def read(path: str | Path) -> Summaries:
     """Read what `write` wrote."""
     with safe_open(path, "numpy") as file:
-        header = file.metadata()
+        header = json.loads(file.metadata()["summaries"])
         tensors = [file.get_tensor(name) for name in ("n_tiles", "means", "variances")]
-    return Summaries(json.loads(header["scans"]), *tensors, json.loads(header["origin"]))
+    return Summaries(header["scans"], *tensors, header["origin"])
 
 
 def _moments(dataset: h5py.Dataset) -> tuple[np.ndarray, np.ndarray]:
