@@ -11,7 +11,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-UNITS = ("level0_px", "um", "tile_px")
+UNIT_NAMES = {  # as our own files say them
+    "level0_px": "level-0 px, top left corner",
+    "um": "µm of the scan, top left corner",
+    "tile_px": "pixels of the tile's own resolution, top left corner",
+}
+UNITS = tuple(UNIT_NAMES)
+DAMAGE = (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError)
 FEATURES = ("features", "feats")  # names of the matrix, in h5, npz and dictionaries of tensors
 
 
@@ -81,9 +87,10 @@ def read(path: Path, coords_path: Path | None = None) -> Found:
     kind = _kind(path, name, arrays, attrs)
     found = Found(_matrix(arrays[name], path), arrays.get("coords"), arrays.get("tile_ids"), attrs, kind)
     found.unit = _unit(kind, attrs)
+    _check(found, path, arrays.get("augmented"))
     if "augmented" in arrays:
         _keep(found, ~np.asarray(arrays["augmented"], bool))
-    _check(found, path)
+    _check_tiles(found, path)
     return found
 
 
@@ -106,8 +113,10 @@ def _arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise FeaturesError("unreadable", f"{path}: neither HDF5 nor one of {known}")
     try:
         arrays, attrs = reader(path)
-    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError) as error:
+    except DAMAGE as error:
         text = " ".join(str(error).split())[:200]
+        if not text or isinstance(error, KeyError | TypeError):  # of a parser that lost its way: its words say little
+            text = f"damaged, or no {path.suffix} file ({type(error).__name__} {text})"
         raise FeaturesError("unreadable", f"{path}: {text}") from error
     single = {name: array.item() for name, array in arrays.items() if array.ndim == 0}
     return arrays, {key.lower(): _plain(value) for key, value in (attrs | single).items()}
@@ -118,6 +127,8 @@ def _read_h5(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     with h5py.File(path, "r", locking=False) as file:
         for name in (*FEATURES, "coords", "tile_ids", "augmented"):
             if name in file:
+                if not isinstance(file[name], h5py.Dataset) or file[name].shape is None:
+                    raise ValueError(f"{name} is no array")
                 arrays[name] = file[name][()]
                 attrs |= dict(file[name].attrs)
         return arrays, attrs | dict(file.attrs)
@@ -165,6 +176,7 @@ def _kind(path: Path, name: str, arrays: Mapping[str, Any], attrs: Mapping[str, 
 def _unit(kind: str, attrs: Mapping[str, Any]) -> str:
     """Return the unit that a file says or, where it says none, that its kind has."""
     unit = str(attrs.get("unit", ""))
+    unit = next((name for name, text in UNIT_NAMES.items() if text == unit), unit)
     if unit in ("um", "µm") or (kind == "stamp" and "tile_size_um" in attrs):
         return "um"
     if unit in UNITS:
@@ -191,16 +203,26 @@ def _keep(found: Found, keep: np.ndarray) -> None:
             setattr(found, name, getattr(found, name)[keep])
 
 
-def _check(found: Found, path: Path) -> None:
-    """Refuse arrays that do not belong together, tiles that stand twice and values that float16 cannot hold."""
+def _check(found: Found, path: Path, augmented: np.ndarray | None) -> None:
+    """Refuse arrays that do not belong together."""
     n = len(found.features)
-    for name, shape in (("coords", (n, 2)), ("tile_ids", (n,))):
+    wanted = {"coords": (found.coords, (n, 2), "iuf"), "tile_ids": (found.tile_ids, (n,), "iu")}
+    wanted["augmented"] = (augmented, (n,), "biu")
+    for name, (values, shape, kinds) in wanted.items():
+        if values is not None and (values.shape != shape or values.dtype.kind not in kinds):
+            text = f"{name} {values.shape} {values.dtype} for {n} tiles, where {shape} is wanted"
+            raise FeaturesError("wrong_shape", f"{path}: {text}")
+
+
+def _check_tiles(found: Found, path: Path) -> None:
+    """Refuse tiles that are all augmented, tiles that stand twice and values that float16 cannot hold."""
+    n = len(found.features)
+    if not n:
+        raise FeaturesError("zero_tiles", f"{path}: no tiles but augmented ones")
+    for name in ("coords", "tile_ids"):
         values = getattr(found, name)
         if values is None:
             continue
-        if values.shape != shape or values.dtype.kind not in ("iuf" if name == "coords" else "iu"):
-            text = f"{name} {values.shape} {values.dtype} for {n} tiles, where {shape} is wanted"
-            raise FeaturesError("wrong_shape", f"{path}: {text}")
         if not np.isfinite(values).all():
             raise FeaturesError("non_finite", f"{path}: {name} that are no numbers")
         extra = n - len(np.unique(values, axis=0))

@@ -231,16 +231,12 @@ def _write(path: Path, name: str, source: Source, identity: Identity) -> str:
         coords = None if found.coords is None else found.coords[order]
         values = found.features[order].astype(np.float16)
         kept = {name: found.attrs[name] for name in COORDS_ATTRS if name in found.attrs}
-        features_file.write(path, values, ids, coords, attrs | {"key": key}, kept | {"unit": UNIT_NAMES[found.unit]})
+        kept |= {"unit": foreign_features.UNIT_NAMES[found.unit]}
+        features_file.write(path, values, ids, coords, attrs | {"key": key}, kept)
     return key
 
 
 COORDS_ATTRS = ("patch_size", "patch_size_level0", "overlap", "level0_width", "level0_height")
-UNIT_NAMES = {
-    "level0_px": "level-0 px, top left corner",
-    "um": "µm of the scan, top left corner",
-    "tile_px": "pixels of the tile's own resolution, top left corner",
-}
 
 
 def read_record(folder: str, specimen: str) -> dict[str, Any] | None:

@@ -132,6 +132,19 @@ def test_our_own_files_come_back_with_their_pairs(tmp_path):
     assert content(table.loc["b"])[0]["tile_ids"].max() == 2_000_003
 
 
+@pytest.mark.parametrize("name", ["stamp1", "stamp2"])
+def test_the_unit_of_coordinates_outlives_a_second_import(tmp_path, name):
+    """Files that were imported once keep their unit: µm are not taken for pixels."""
+    getattr(foreign, name)(tmp_path / "a.h5", *foreign.tiles())
+    first = content(run(tmp_path, [("a", "", "A", "0.25")], tile_um=256.0).loc["a"])
+    (tmp_path / "again").mkdir()
+    table = run(tmp_path / "again", [("a", "", "A", "0.25")], path=f"{tmp_path}/out/{{scan}}.h5")
+    second = content(table.loc["a"])
+    for key in ("um_per_unit_x", "um_per_unit_y", "tile_um"):
+        assert second[1][key] == first[1][key], key
+    np.testing.assert_array_equal(second[0]["coords"], first[0]["coords"])
+
+
 def write(path, change):
     features, corners = foreign.tiles()
     values = {"features": features, "coords": corners * 512}
@@ -147,6 +160,10 @@ BAD = {
     "wrong_shape": (lambda v: v.update(coords=v["coords"][:5]), r"coords (5, 2) int64 for 12 tiles, where (12, 2)"),
     "wrong_shape ": (lambda v: v.update(features=v["features"][0]), "features (8,) float32, where (tiles, dimension)"),
     "wrong_shape  ": (lambda v: v.update(features=v["features"].astype(int)), "features (12, 8) int64"),
+    "wrong_shape   ": (lambda v: v.update(augmented=np.zeros(3, bool)), "augmented (3,) bool for 12 tiles"),
+    "unreadable ": (lambda v: v.update(features=h5py.Empty("f4")), "features is no array"),
+    "unreadable  ": (lambda v: v.update({"coords/x": v.pop("coords")[:, 0]}), "coords is no array"),
+    "zero_tiles ": (lambda v: v.update(augmented=np.ones(12, bool)), "no tiles but augmented ones"),
     "zero_tiles": (lambda v: v.update(features=v["features"][:0], coords=v["coords"][:0]), "no tiles"),
     "duplicate_tiles": (
         lambda v: v["coords"].__setitem__(3, v["coords"][4]),
@@ -181,10 +198,17 @@ def test_damaged_and_evil_files(tmp_path):
     foreign.clam(tmp_path / "good.h5", *foreign.tiles())
     table = run(tmp_path, [("cut", "", "A", ""), ("text", "", "B", ""), ("good", "", "B", "")])
     assert table["status"].to_dict() == {"cut": "unreadable", "text": "unreadable", "good": "ok"}
+    (tmp_path / "text.pt").write_bytes(b"hello")
+    (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
     torch.save(torch.zeros(2, 8), tmp_path / "plain.pt")
-    table = run(tmp_path, [("evil", "", "A", ""), ("plain", "", "B", "")], path=f"{tmp_path}/{{scan}}.pt")
-    assert table["status"].to_dict() == {"evil": "unreadable", "plain": "ok"}
+    rows = [(scan, "", "A", "") for scan in ("evil", "plain", "text", "empty")]
+    table = run(tmp_path, rows, path=f"{tmp_path}/{{scan}}.pt")
+    assert table["status"].to_dict() == dict.fromkeys(("empty", "evil", "text"), "unreadable") | {"plain": "ok"}
+    assert "damaged, or no .pt file" in table.loc["text", "reason"]
+    with open(tmp_path / "bare.npz", "wb") as file:
+        np.save(file, np.ones((2, 8)))
+    assert run(tmp_path, [("bare", "", "A", "")], path=f"{tmp_path}/{{scan}}.npz").loc["bare", "status"] == "unreadable"
     assert not (tmp_path / "touched").exists()
 
 
