@@ -108,8 +108,12 @@ def _software(properties: Mapping[str, str]) -> str:
 
 def _assumed_mpp(properties: Mapping[str, str], allowed: bool) -> tuple[float, float]:
     power = properties.get("openslide.objective-power", "")
-    if not allowed or not power:
-        known = f"only its nominal power, {power}" if power else "nor its nominal power"
+    try:
+        usable = float(power) > 0
+    except ValueError:
+        usable = False
+    if not allowed or not usable:
+        known = f"only its nominal power, {power}" if usable else "nor its nominal power"
         raise SlideError("no_mpp", f"the file does not say its µm/px ({known}): give it in the sheet's column 'mpp'")
     mpp = (10 / float(power),) * 2
     _check_plausible(mpp, f"the nominal power {power} gives {{0:g}} µm/px")

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pandas as pd
 import yaml
 
-from isoslide import outcomes
+from isoslide import outcomes, sheet
 from isoslide.registry import Encoder
 
 WITHOUT_CLASSES = ("regression", "cox", "hazard")  # kinds of tasks
@@ -92,6 +93,27 @@ def check(config: Mapping[str, Any], registry: Mapping[str, Encoder]) -> None:
         _check_arm(name, arm)
     for name, task in config["tasks"].items():
         _check_task(name, task, config["arms"])
+
+
+def check_sheet(config: Mapping[str, Any], table: pd.DataFrame) -> None:
+    """Refuse a sheet (`sheet.read`) that leaves nothing to do, or that lacks what tasks and arms name.
+
+    Raises:
+        ConfigError: naming the key and what it may be.
+        SheetError: with the row or the column, the value and the remedy.
+    """
+    rows = sheet.included(table)
+    if rows.empty:
+        raise sheet.SheetError(
+            f"{config['sheet']}: all {len(table)} scans are excluded: empty the column 'exclude' of those to use"
+        )
+    outcomes.check_tasks(table, config["tasks"], config["sheet"])
+    scanners = sorted(set(rows["scanner"]))
+    for name, arm in config["arms"].items():
+        if "scanner" in arm and arm["scanner"] not in scanners:
+            raise ConfigError(
+                f"config arms.{name}.scanner: no scan of {arm['scanner']!r} in the sheet: use one of {scanners}"
+            )
 
 
 def _check_arm(name: str, arm: Mapping[str, Any]) -> None:

@@ -10,6 +10,8 @@ import yaml
 
 PROSE = ("name", "hub", "revision", "sha256", "licence", "gated", "pathology", "citation")
 CHOICES = {
+    "loader": ("timm", "conch", "keep", "trident"),
+    "key_map": ("", "by_position", "without_head", "hf_vit", "hf_dinov2", "conch", "keep"),
     "precision": ("float32", "float16", "bfloat16"),
     "fit": ("resize", "crop"),
     "interpolation": ("bilinear", "bicubic"),

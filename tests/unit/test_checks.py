@@ -50,7 +50,7 @@ def test_nominal_power_is_used_only_when_asked_for():
         checks.decide_mpp(row("a"), POWER, False)
     assert checks.decide_mpp(row("a"), POWER, True) == ((0.25, 0.25), "assumed")
     assert checks.decide_mpp(row("a", "0.27"), POWER, True) == ((0.27, 0.27), "sheet")
-    for properties in ({}, {"openslide.objective-power": ""}):
+    for properties in ({}, *({"openslide.objective-power": power} for power in ("", "0", "-20", "20x"))):
         with pytest.raises(SlideError, match="no_mpp"):
             checks.decide_mpp(row("a"), properties, True)
     with pytest.raises(SlideError, match="nominal power 1 gives 10 µm/px"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from isoslide import config, key_maps, networks, registry
+from isoslide import config, encoders, key_maps, networks, registry
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "resources/encoders.yaml"
@@ -55,6 +55,8 @@ def test_encoders_share_views():
     ("change", "message"),
     [
         ({"precision": "half"}, r"uni.precision: 'half' is not one of \['float32', 'float16', 'bfloat16'\]"),
+        ({"loader": "timmm"}, r"uni.loader: 'timmm' is not one of \['timm', 'conch', 'keep', 'trident'\]"),
+        ({"key_map": "hf_dino"}, r"uni.key_map: 'hf_dino' is not one of \['', 'by_position', "),
         ({"pooling": "mean"}, r"uni.pooling: 'mean' is not one of"),
         ({"fit": "crop", "input_px": 512}, r"uni.fit: 512 px cannot be cut out of 256 px"),
         ({"tilepx": 3}, r"uni: unknown field 'tilepx': use one of"),
@@ -68,6 +70,11 @@ def test_mistakes_in_an_entry_are_one_line(tmp_path, change, message):
     with pytest.raises(registry.RegistryError, match=message) as error:
         registry.load(tmp_path / "encoders.yaml")
     assert "\n" not in str(error.value)
+
+
+def test_choices_are_those_that_there_are():
+    there = {"loader": networks.LOADERS, "key_map": key_maps.KEY_MAPS, "pooling": encoders.POOLINGS}
+    assert {name: tuple(found) for name, found in there.items()} == {name: registry.CHOICES[name] for name in there}
 
 
 def test_where_the_weights_are_published_is_not_what_defines_features():

@@ -134,6 +134,10 @@ BAD_SHEETS = {
         lambda table: table.assign(path=["/gone/a.svs", *table["path"][1:]]),
         r"error: config/slides.tsv line 2: scan '\S+': no file '/gone/a.svs': correct the path, or",
     ),
+    "nothing left": (
+        lambda table: table.assign(exclude="pilot"),
+        r"error: config/slides.tsv: all \d+ scans are excluded: empty the column 'exclude' of those to use",
+    ),
     "absent label": (
         lambda table: table.drop(columns="response"),
         r"error: config tasks.response.label: no column 'response' in config/slides.tsv; it has .*: name one of them",
@@ -148,6 +152,16 @@ def test_a_bad_sheet_is_refused_in_one_line(tmp_path, name):
     lines = lines_of_error(snakemake("-n", folder=tmp_path))
     assert len(lines) == 1
     assert re.match(message, lines[0])
+
+
+def test_an_arm_of_a_scanner_that_is_not_in_the_sheet_is_refused_before_any_job(tmp_path):
+    copy_sheet(tmp_path, lambda table: table)
+    more = overlay(tmp_path, arms={"one": {"sampler": "single", "scanner": "Aperoi"}})
+    lines = lines_of_error(snakemake("-n", *more, folder=tmp_path))
+    scanners = r"\['A', 'B', 'C', 'D'\]"
+    assert re.fullmatch(
+        f"error: config arms.one.scanner: no scan of 'Aperoi' in the sheet: use one of {scanners}", *lines
+    )
 
 
 def test_an_unknown_key_is_refused_in_one_line(tmp_path):

@@ -8,8 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.join(workflow.basedir, "scripts"))
 
-from isoslide import cli, imports, model_folder, outcomes
-from isoslide import registry, segmenters, sheet, weights
+from isoslide import cli, imports, model_folder, registry, segmenters, sheet, weights
 from isoslide import config as configuration
 
 
@@ -44,7 +43,7 @@ try:
         sheet.check_paths(SHEET, config["sheet"])
     for name in IMPORTED:
         imports.check(name, config["import"][name], SHEET)
-    outcomes.check_tasks(SHEET, config["tasks"], config["sheet"])
+    configuration.check_sheet(config, SHEET)
 except (configuration.ConfigError, registry.RegistryError, sheet.SheetError) as error:
     cli.fail(str(error))
 
