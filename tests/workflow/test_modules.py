@@ -29,8 +29,6 @@ BEFORE = {  # rule: those whose results are its inputs
     "embed_tiles": ["train_models"],
     "draw_heatmaps": ["train_models"],
     "compare_scanners": ["draw_heatmaps"],
-    "summarise_features": ["extract_features"],
-    "export_models": ["evaluate_predictions", "summarise_features"],
     "evaluate_predictions": ["predict_scans"],
     "evaluate_features": ["make_splits", "extract_features"],
     "evaluate_metadata": ["make_splits", "tile_scans"],
