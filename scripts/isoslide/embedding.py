@@ -125,7 +125,9 @@ def retrieval(sample: Sample, weights: Floats, index: pd.Series) -> dict[tuple[s
 
     For a tile on one scanner, all sampled tiles of the other are ranked by cosine similarity; `top1` is the share whose
     own place comes first, `top10` within the first ten (higher is better; chance is 1 or 10 by the number of
-    candidates). Both directions of a pair count. The candidates stay as they are in every resample.
+    candidates); where the other scanner has the place on two scans, either will do. `other_cosine` is over tiles that
+    have one of another patient to be compared with. Both directions of a pair count. The candidates stay as they are in
+    every resample.
 
     Args:
         sample: the tiles.
@@ -149,10 +151,13 @@ def retrieval(sample: Sample, weights: Floats, index: pd.Series) -> dict[tuple[s
     for name in names:
         pairs = []
         for scope, group in table.groupby("scope", sort=True):
-            pairs.append(_mean(weights, group["column"], group[name]))
             reason = f"among {group['candidates'].median():.0f} tiles" if name.startswith("top") else ""
-            measured[name, scope] = Measured(pairs[-1], len(group), reason)
-        measured[name, "pooled"] = Measured(uncertainty.over_seeds(np.array(pairs)), len(table), "mean over pairs")
+            group = group[np.isfinite(group[name])]
+            pairs.append(_mean(weights, group["column"], group[name]))
+            measured[name, scope] = Measured(pairs[-1], len(group), reason if len(group) else "only one patient")
+        n = int(np.isfinite(table[name]).sum())
+        reason = "mean over pairs" if n else "only one patient"
+        measured[name, "pooled"] = Measured(uncertainty.over_seeds(np.array(pairs)), n, reason)
     return measured
 
 
@@ -165,14 +170,17 @@ def _mean(weights: Floats, columns: pd.Series, values: pd.Series) -> Floats:
 
 def _ranked(unit: NDArray[np.float32], queries: pd.DataFrame, candidates: pd.DataFrame) -> pd.DataFrame:
     """Return patient, number of candidates, hits and cosines of each query that has a counterpart."""
-    place = {name: i for i, name in enumerate(candidates["place"]) if name}
+    place = {name: i for i, name in enumerate(dict.fromkeys(candidates["place"])) if name}
     queries = queries[queries["place"].isin(place)]
     similarity = unit[queries["row"]] @ unit[candidates["row"]].T
-    own = np.array([place[name] for name in queries["place"]], dtype=int)
-    same = similarity[np.arange(len(own)), own]
-    ahead = (similarity > same[:, None]).sum(1)
+    wanted, found = (rows["place"].map(place).to_numpy(dtype=float) for rows in (queries, candidates))
+    own = wanted[:, None] == found[None, :]
+    ahead = (similarity > np.where(own, similarity, -np.inf).max(1, keepdims=True, initial=-np.inf)).sum(1)
+    same = (similarity * own).sum(1) / own.sum(1)
     foreign = queries["patient"].to_numpy()[:, None] != candidates["patient"].to_numpy()[None, :]
-    others = np.divide((similarity * foreign).sum(1), foreign.sum(1), out=np.zeros(len(own)), where=foreign.any(1))
+    others = np.divide(
+        (similarity * foreign).sum(1), foreign.sum(1), out=np.full(len(own), np.nan), where=foreign.any(1)
+    )
     return pd.DataFrame(
         {
             "patient": queries["patient"].to_numpy(),
@@ -189,8 +197,9 @@ def scanner_probe(sample: Sample, weights: Floats, index: pd.Series) -> Measured
     """Return how well a linear model tells the scanner from one tile of a patient it has not seen.
 
     Balanced accuracy (mean recall over scanners) of a logistic regression on standardised features, five-fold
-    cross-validation with whole patients; 1 / scanners is a guess, lower is better. The fits stay as they are in every
-    resample. Arguments as `retrieval`.
+    cross-validation with whole patients; 1 / scanners is a guess, lower is better. Tiles of a scanner that the fit has
+    not seen cannot be told and do not count; a scanner of which none count is left out. The fits stay as they are in
+    every resample. Arguments as `retrieval`.
     """
     scanner, patient = sample.tiles["scanner"].to_numpy(str), sample.tiles["patient"].to_numpy(str)
     names, truth = np.unique(scanner, return_inverse=True)
@@ -198,16 +207,21 @@ def scanner_probe(sample: Sample, weights: Floats, index: pd.Series) -> Measured
     if names.size < 2 or n_patients < 2:
         reason = "only one scanner" if names.size < 2 else "only one patient"
         return Measured(np.full(len(weights), np.nan), len(truth), reason)
-    right = np.zeros(truth.size)
+    right = np.full(truth.size, np.nan)
     for train, test in GroupKFold(min(PROBE_FOLDS, n_patients)).split(sample.features, truth, patient):
         if np.unique(truth[train]).size < 2:
             continue
         # A loose tolerance: more digits of the fit change no decision, but cost minutes on wide features.
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, tol=1e-2))
-        right[test] = model.fit(sample.features[train], truth[train]).predict(sample.features[test]) == truth[test]
-    columns = sample.tiles["patient"].map(index).to_numpy(dtype=int)
-    recalls = [_mean(weights, columns[truth == one], right[truth == one]) for one in range(names.size)]
-    return Measured(uncertainty.over_seeds(np.array(recalls)), len(truth), f"a guess: {1 / names.size:.2f}")
+        told = model.fit(sample.features[train], truth[train]).predict(sample.features[test]) == truth[test]
+        right[test] = np.where(np.isin(truth[test], truth[train]), told, np.nan)
+    columns, counted = sample.tiles["patient"].map(index).to_numpy(dtype=int), np.isfinite(right)
+    groups = [rows for rows in (counted & (truth == one) for one in range(names.size)) if rows.any()]
+    if len(groups) < 2:
+        return Measured(np.full(len(weights), np.nan), 0, "fewer than two scanners with patients enough")
+    values = uncertainty.over_seeds(np.array([_mean(weights, columns[rows], right[rows]) for rows in groups]))
+    without = f"; {names.size - len(groups)} scanners of too few patients left out" if len(groups) < names.size else ""
+    return Measured(values, int(counted.sum()), f"a guess: {1 / names.size:.2f}{without}")
 
 
 def plane(sample: Sample, seed: int) -> pd.DataFrame:

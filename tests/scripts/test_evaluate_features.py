@@ -115,6 +115,40 @@ def test_retrieval_by_hand():
     assert value["other_cosine"] == pytest.approx((0.96 + 0.6) / 2)
 
 
+def test_a_place_seen_twice_on_a_scanner_is_found_by_either_scan():
+    # Both rescans of x on B are nearer to x on A than y is; the cosine is their mean.
+    sample = small("AABBBB", "pqppqq", "xyxxyy", [[1, 0], [0, 1], [0.8, 0.6], [1, 0], [0, 1], [0.6, 0.8]])
+    found = embedding.retrieval(sample, *weights_of(sample))
+    assert found["top1", "pooled"].values[0] == 1
+    assert found["same_cosine", "pair:A-B"].values[0] == pytest.approx((0.8 + 1) / 2)
+
+
+def test_no_tile_of_another_patient_is_no_cosine_of_zero():
+    sample = small("AAB", "ppp", "xyx", [[1, 0], [0, 1], [0.8, 0.6]])
+    found = embedding.retrieval(sample, *weights_of(sample))["other_cosine", "pooled"]
+    assert np.isnan(found.values[0])
+    assert (found.n, found.reason) == (0, "only one patient")
+    # A query of p on A meets only p on B; those of q on A meet p (0.6), that of p on B meets q (0.6).
+    sample = small("AAB", "pqp", "xyx", [[1, 0], [0, 1], [0.8, 0.6]])
+    found = embedding.retrieval(sample, *weights_of(sample))["other_cosine", "pooled"]
+    assert found.values[0] == pytest.approx(0.6)
+
+
+def test_the_probe_counts_no_tiles_of_scanners_it_never_saw():
+    """Scanners far apart in the features: told always, or, with a patient of its own each, not to be measured."""
+    features = np.repeat([[0.0, 1.0], [9.0, 1.0], [0.0, 9.0]], [300, 300, 50], axis=0)
+    features += np.random.default_rng(0).normal(0, 0.1, features.shape)
+    patients = np.repeat(list("pqrstuvwxyzab"), 50)
+    sample = small("A" * 300 + "B" * 300 + "C" * 50, patients, [""] * 650, features)
+    found = embedding.scanner_probe(sample, *weights_of(sample))
+    assert found.values[0] == 1
+    assert (found.n, found.reason) == (600, "a guess: 0.33; 1 scanners of too few patients left out")
+    alone = small("AABB", "ppqq", [""] * 4, features[[0, 1, 300, 301]])
+    found = embedding.scanner_probe(alone, *weights_of(alone))
+    assert np.isnan(found.values[0])
+    assert found.reason == "fewer than two scanners with patients enough"
+
+
 def test_what_cannot_be_measured_says_why():
     sample = small("AAA", "pqr", ["", "", ""], np.eye(3))
     weights = weights_of(sample)
