@@ -131,8 +131,9 @@ def read_results(args: argparse.Namespace) -> list[run.Result]:
 
 
 def read_map(path: Path) -> pd.DataFrame:
-    """Read a map of tiles: names are text, empty ones stay empty."""
-    return pd.read_csv(path, sep="\t", dtype={"scanner": str, "class": str}, keep_default_na=False)
+    """Read a map of tiles: all but the coordinates is text, empty cells stay empty."""
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    return table.astype({"x": float, "y": float})
 
 
 def read_table(path: Path, seed: type = str) -> pd.DataFrame:

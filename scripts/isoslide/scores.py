@@ -37,8 +37,9 @@ def pairs(frame: pd.DataFrame) -> pd.DataFrame:
 def class_shares(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Return `row`, `column`, `share`: of the scans of a class (row), how many are predicted as each (column).
 
-    All scanners and models together; a row sums to 1.
+    All scanners and models with finite scores together; a row sums to 1.
     """
+    frame = frame[np.isfinite(frame["p"])]
     predicted = frame[class_columns(frame)].to_numpy().argmax(1)
     return _shares(frame["label"].to_numpy(int), predicted, names, by_row=True)
 
@@ -46,8 +47,10 @@ def class_shares(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 def decision_shares(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Return `row`, `column`, `share`: of all pairs of scans of a specimen, how many have each two predicted classes.
 
-    The row is the class on the scanner whose name comes first. All pairs and models together; the sum is 1.
+    The row is the class on the scanner whose name comes first. All pairs and models with finite scores together; the
+    sum is 1.
     """
+    frame = frame[np.isfinite(frame["p"])]
     keys = ["seed", "fold", "specimen", "scanner"]
     each = frame[keys].assign(predicted=frame[class_columns(frame)].to_numpy().argmax(1))
     both = each.merge(each, on=keys[:3], suffixes=("", "_other"))

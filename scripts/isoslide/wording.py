@@ -2,7 +2,7 @@
 
 The rule: a difference is named only when its interval excludes 0 and its p, adjusted for the number of comparisons, is
 small enough; anything else is "no difference shown", which is not "no difference". A collapsed arm is named as such and
-its robustness figures are never read.
+its robustness figures are never read; nor are differences from a control that has collapsed.
 """
 
 import math
@@ -62,9 +62,12 @@ def readings(
     result = []
     pooled = pooled[pooled["metric"].isin(names)].sort_values("metric", key=lambda m: m.map(names.index), kind="stable")
     for arm in pooled["arm"].drop_duplicates():
-        collapsed = evaluation.is_collapsed(metrics, arm)
+        control = pooled.loc[pooled["arm"] == arm, "control"].iloc[0]
+        own, of_control = (evaluation.is_collapsed(metrics, name) for name in (arm, control))
+        collapsed = own or (f"the control {control} has: {of_control}" if of_control else "")
         for row in pooled[pooled["arm"] == arm].to_dict("records"):
-            seeds = max(seed_spread(metrics, name, row["metric"]) for name in (arm, row["control"]))
+            spreads = [seed_spread(metrics, name, row["metric"]) for name in (arm, control)]
+            seeds = max((spread for spread in spreads if math.isfinite(spread)), default=math.nan)
             small = excludes_zero(row) and abs(row["difference"]) < seeds
             reads = verdict(row) + (f", but less than the spread over seeds ({number(seeds)})" if small else "")
             result.append(
@@ -85,6 +88,7 @@ def readings(
                     "verdict": verdict(row),
                     "reads": f"means nothing: collapsed ({collapsed})" if collapsed else reads,
                     "collapsed": collapsed,
+                    "own": bool(own),
                     "untrained": value(metrics, arm, "n_collapsed"),
                 }
             )
@@ -95,7 +99,8 @@ def sentence(rows: list[dict[str, Any]]) -> str:
     """Return the numbers behind `short`, for an arm of a task, from its readings of inconsistency and accuracy."""
     if rows[0]["collapsed"]:
         accuracy = [f"{row['metric']} is {number(row['ours'])}" for row in rows if row["name"] != "inconsistency"]
-        text = f"{'; '.join([rows[0]['collapsed'], *accuracy])}. Its robustness figures mean nothing."
+        what = "Its robustness figures mean" if rows[0]["own"] else "Differences from it mean"
+        text = f"{'; '.join([rows[0]['collapsed'], *accuracy])}. {what} nothing."
     else:
         text = "; ".join(_clause(row) for row in rows) + "."
         if rows[0]["untrained"] > 0:
@@ -106,7 +111,7 @@ def sentence(rows: list[dict[str, Any]]) -> str:
 def short(rows: list[dict[str, Any]]) -> str:
     """Return how an arm of a task reads in a few words."""
     if rows[0]["collapsed"]:
-        return "collapsed"
+        return "collapsed" if rows[0]["own"] else "control collapsed"
     parts = []
     for row in rows:
         if row["name"] == "inconsistency":
@@ -132,15 +137,16 @@ def summary(arm: str, control: str, claims: list[tuple[str, list[dict[str, Any]]
             if verdict_ == "no difference shown":
                 subject, verdict_ = "", f"no difference in {what} shown"
             parts.append(f"{subject}{verdict_} in {_listed(names, len(claims))}")
-    if collapsed := [name for name, rows in claims if rows[0]["collapsed"]]:
-        parts.append(f"collapsed in {_listed(collapsed, len(claims))}")
+    for what in ("collapsed", "control collapsed"):
+        if names := [name for name, rows in claims if short(rows) == what]:
+            parts.append(f"{what} in {_listed(names, len(claims))}")
     return f"{arm} against {control}: {'; '.join(parts)}."
 
 
 def adjust(readings: list[dict[str, Any]]) -> None:
     """Add `holm` to readings of several tasks and encoders: p adjusted over all of them, by arm and metric.
 
-    A difference whose adjusted p is not below 1 - level is not named any more, whatever its interval.
+    A difference whose adjusted p is not below 1 - level, or that has no p, is named no more, whatever its interval.
     """
     families: dict[tuple[str, bool], list[dict[str, Any]]] = {}
     for row in readings:
@@ -148,7 +154,7 @@ def adjust(readings: list[dict[str, Any]]) -> None:
     for rows in families.values():
         for row, adjusted in zip(rows, comparing.holm([row["p"] for row in rows]), strict=True):
             row["holm"], row["family"] = float(adjusted), len(rows)
-            if adjusted >= row["alpha"] and not row["verdict"].startswith("no"):
+            if not adjusted < row["alpha"] and not row["verdict"].startswith("no"):
                 row["verdict"] = "no difference shown"
                 if not row["collapsed"]:
                     row["reads"] = f"no difference shown: {ONLY_INTERVAL}"

@@ -39,3 +39,11 @@ def test_a_stage_with_several_tables_keeps_them_apart(root):
     folder = root / "results" / "status"
     texts = [f"checks={folder}/checks.tsv", f"features={folder}/tissue.tsv", f"features={folder}/checks.tsv"]
     assert list(write_report.read_stages(texts)) == ["checks", "features (tissue)", "features (checks)"]
+
+
+def test_ids_on_a_map_stay_text(tmp_path):
+    """Complaint G-G1, in the data beside the figure."""
+    path = tmp_path / "map.tsv"
+    path.write_text("scan\tspecimen\tpatient\tscanner\tx\ty\tgrade\n0012\t012\t01\t1\t0.5\t1\t\n")
+    table = write_report.read_map(path)
+    assert table.iloc[0].tolist() == ["0012", "012", "01", "1", 0.5, 1.0, ""]

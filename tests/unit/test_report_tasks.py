@@ -72,6 +72,7 @@ def frame():
             "specimen": ["s", "s", "t", "t"],
             "scanner": ["B", "A", "A", "B"],
             "label": [0.0, 0.0, 2.0, 2.0],
+            "p": [0.6, 0.8, 0.7, 0.7],
             "p_0": [0.6, 0.1, 0.1, 0.2],
             "p_1": [0.2, 0.8, 0.2, 0.1],
             "p_2": [0.2, 0.1, 0.7, 0.7],
@@ -88,6 +89,9 @@ def test_shares_by_hand():
     assert table["y", "x"] == 0.5  # scanner A says y, scanner B says x
     assert table["z", "z"] == 0.5
     assert table.sum() == 1
+    unknown = pd.concat([frame(), frame().assign(seed=1, p=np.nan, p_0=np.nan, p_1=np.nan, p_2=np.nan)])
+    for function in (scores.class_shares, scores.decision_shares):
+        pd.testing.assert_frame_equal(function(unknown, ("x", "y", "z")), function(frame(), ("x", "y", "z")))
     figure = score_figures.shares(scores.class_shares(frame(), ("x", "y", "z")), "t", "x", "y")
     assert len(figure.axes[0].texts) == 9
 

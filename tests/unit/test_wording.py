@@ -8,10 +8,10 @@ from isoslide import wording
 COLUMNS = ["arm", "control", "metric", "scope", "difference", "low", "high", "n", "reason"]
 
 
-def tables(inconsistency, auc, *, trained=1.0, ratio=1.0, seeds=(0.70, 0.71)):
+def tables(inconsistency, auc, *, trained=1.0, ratio=1.0, seeds=(0.70, 0.71), control=1.0):
     """Return metrics and comparisons of one arm with the given (difference, low, high)."""
     rows = []
-    for arm, share, spread in (("paired", 1.0, 1.0), ("robust", trained, ratio)):
+    for arm, share, spread in (("paired", control, 1.0), ("robust", trained, ratio)):
         for metric, value in (("auc", 0.7), ("inconsistency", 0.4), ("trained_share", share), ("spread_ratio", spread)):
             rows.append((arm, metric, "pooled", "mean", value))
         rows.append((arm, "n_collapsed", "pooled", "mean", round(15 * (1 - share))))
@@ -68,6 +68,33 @@ def test_a_collapsed_arm_is_never_praised():
             wording.summary("robust", "paired", [("response", rows)]) == "robust against paired: collapsed in response."
         )
         assert all(row["reads"].startswith("means nothing: collapsed") for row in rows)
+
+
+def test_differences_from_a_collapsed_control_are_not_read():
+    rows = read((0.3, 0.2, 0.4), (0.2, 0.1, 0.3), control=0.2)
+    assert wording.short(rows) == "control collapsed"
+    assert wording.sentence(rows) == (
+        "The control paired has: 80 % of its models did not train; AUC is 0.700. Differences from it mean nothing."
+    )
+    assert (
+        wording.summary("robust", "paired", [("response", rows)])
+        == "robust against paired: control collapsed in response."
+    )
+    assert wording.short(read((0.3, 0.2, 0.4), (0.2, 0.1, 0.3), control=0.2, trained=0.2)) == "collapsed"
+
+
+def test_the_spread_over_seeds_of_either_arm_counts():
+    """With one seed left an arm has none, and the other's is what there is."""
+    metrics, comparisons = tables((-0.1, -0.2, -0.05), (0.02, 0.01, 0.03), seeds=(0.6, 0.8))
+    metrics = metrics[(metrics["arm"] != "robust") | (metrics["seed"] != "1")]
+    rows = wording.readings(metrics, comparisons, ("inconsistency", "auc"), 0.95)
+    assert rows[1]["reads"] == "better, but less than the spread over seeds (0.141)"
+
+
+def test_a_difference_without_p_is_not_named():
+    rows = read((-0.1, -0.2, -0.05), (0.1, 0.05, 0.2))
+    wording.adjust(rows)
+    assert [row["verdict"] for row in rows] == ["no difference shown"] * 2
 
 
 def test_models_that_did_not_train_are_counted_in_the_sentence():
