@@ -18,6 +18,7 @@ PENS = {
     "green": (40, 150, 110),
     "red": (225, 40, 70),
     "black": (25, 24, 26),
+    "violet": (80, 35, 130),
 }
 Blob = tuple[float, float, float]  # centre x, y and radius in µm
 

@@ -220,6 +220,7 @@ def test_what_stands_is_kept_and_what_is_damaged_is_made_again(batch, tmp_path):
 
 
 def test_non_finite_features_are_a_status(batch, tmp_path, monkeypatch):
+    """Complaint G-D3."""
     monkeypatch.setattr(TileEncoder, "__call__", lambda self, tiles: torch.full((len(tiles), 1280), torch.nan))
     table = run(batch, tmp_path)
     assert table.loc["a", "status"] == "non_finite"

@@ -218,6 +218,7 @@ class Evil:
 
 
 def test_no_match_shows_both_sides(tmp_path):
+    """Complaint G-G3."""
     for name in "uvwxyz":
         foreign.clam(tmp_path / f"slide-{name}.h5", *foreign.tiles())
     rows = [(f"s{i}", "", "A", "") for i in range(7)]

@@ -86,6 +86,69 @@ def test_ink_over_tissue_is_cut_out(pen):
     assert found.tissue_mm2 == pytest.approx(DISC_MM2 - 1.0 * 0.16, rel=0.1)
 
 
+@pytest.mark.parametrize("colour", [(130, 80, 180), (110, 50, 160), (70, 30, 120)], ids=str)
+@pytest.mark.parametrize("soft_um", [0, 20, 40])
+def test_violet_stroke_on_glass_is_ink(colour, soft_um):
+    """Out of focus, as ink on the cover slip is."""
+    stroke = np.zeros((300, 300), np.float32)
+    stroke[50:250, 245:280] = 1
+    if soft_um:
+        stroke = cv2.GaussianBlur(stroke, (0, 0), soft_um / UM_PER_PX)
+    taken = np.log((np.array(GLASS) + 1) / (np.array(colour) + 1)) * stroke[..., None]
+    found = segment((overview() * np.exp(-taken)).round().astype(np.uint8))
+    assert found.ink[55:245, 250:275].all()
+    assert found.tissue_mm2 == pytest.approx(DISC_MM2, rel=0.04)
+    assert not found.tissue[:, 225:].any()
+
+
+def real_he(shared):
+    """Overviews of real H&E at 4 and 8 µm/px."""
+    slides = {"slides/CMU-1-Small-Region.svs": 0.499, "slides/tcga-cr-7395-01a-01-ts1.svs": 0.5}
+    slides["scanner-pairs/os2-ki67-2-scanners/OS-1.hamamatsu-he.tiff"] = 0.5
+    for um_per_px in (4, 8):
+        for name, mpp in slides.items():
+            with Slide(shared / "data" / name, (mpp, mpp)) as slide:
+                yield slide.overview(um_per_px), um_per_px
+        for name, mpp in (("prostate-he-2500.jpeg", 0.5), ("tcga-green-pen.png", 2.5)):
+            image = cv2.imread(str(shared / "data/qc-images" / name))[..., ::-1]
+            yield (
+                cv2.resize(image, None, fx=mpp / um_per_px, fy=mpp / um_per_px, interpolation=cv2.INTER_AREA),
+                um_per_px,
+            )
+
+
+@pytest.mark.parametrize(
+    ("density", "sigma_um"), [(1, 0), (1.5, 0), (2, 0), (1, 8), (1, 16), (1, 32), (1.25, 16), (1.25, 32)]
+)
+def test_no_real_tissue_is_violet_ink(shared, density, sigma_um):
+    """As it is, in thicker or darker sections, and out of focus."""
+    for rgb, um_per_px in real_he(shared):
+        glass = tissue.glass_colour(rgb, np.ones(rgb.shape[:2], bool))
+        dense = np.exp(-density * tissue.optical_density(rgb.astype(np.float32), glass)) * (glass + 1) - 1
+        dense = np.clip(dense, 0, 255).astype(np.uint8)
+        if sigma_um:
+            dense = cv2.GaussianBlur(dense, (0, 0), sigma_um / um_per_px)
+        smooth = tissue._smooth_density(dense, np.ones(rgb.shape[:2], bool), 8 / um_per_px)
+        assert not tissue._violet_ink(dense, *cv2.split(smooth), um_per_px).any()
+
+
+@pytest.mark.parametrize(
+    ("ratios", "least"), [((0.9, 1.6, 0.5), 0.85), ((1.0, 1.5, 0.5), 0.85), ((0.8, 1.4, 0.8), 0.6)]
+)
+def test_a_real_stroke_over_tissue_made_violet(shared, ratios, least):
+    """A green stroke keeps its density and texture and gets another hue: OD of red, green and blue over their mean."""
+    rgb = cv2.imread(str(shared / "data/qc-images/tcga-green-pen.png"))[..., ::-1]
+    rgb = cv2.resize(rgb, None, fx=2.5 / 8, fy=2.5 / 8, interpolation=cv2.INTER_AREA)
+    stroke = segment(rgb).ink
+    wide = tissue._dilate(stroke, 2)
+    glass = tissue.glass_colour(rgb, np.ones(rgb.shape[:2], bool))
+    density = tissue.optical_density(rgb.astype(np.float32), glass)
+    density[wide] = density[wide].mean(axis=-1, keepdims=True) * np.float32(ratios)
+    found = segment(np.clip(np.exp(-density) * (glass + 1) - 1, 0, 255).astype(np.uint8))
+    assert (found.ink & stroke).sum() > least * stroke.sum()
+    assert (found.ink & ~wide).sum() < 0.01 * (~wide).sum()
+
+
 def test_green_ink_over_dense_tissue_does_not_spread_as_black_ink():
     """Ink over dull epithelium is nearly black, and the epithelium looks like the pale margin of a black stroke."""
     rgb = np.full((300, 300, 3), (222, 226, 231), np.uint8)

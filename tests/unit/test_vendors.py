@@ -98,6 +98,7 @@ def test_overlapping_tiles_of_bif_are_put_together(tmp_path, tissue):
 
 
 def test_every_kind_goes_from_the_sheet_to_tiles(tmp_path, tissue):
+    """Complaint G-B2: who reads a format follows from the file; nothing is to be set, for no kind."""
     rows = []
     for kind, write in KINDS.items():
         path = write(tmp_path / f"slide.{kind}", tissue, MPP)
@@ -109,3 +110,17 @@ def test_every_kind_goes_from_the_sheet_to_tiles(tmp_path, tissue):
     counts = tiles["n_tiles"].astype(int)
     assert (counts >= 6).all()
     assert counts.max() - counts.min() <= 2  # the same 256 x 256 µm, on grids that begin elsewhere
+
+
+def test_a_mrxs_that_lacks_data_is_told_from_one_that_lacks_its_scale(tmp_path, tissue):
+    """Complaint G-B1."""
+    good, broken, unscaled = (vendor_slides.mrxs(tmp_path / f"{name}.mrxs", tissue, MPP) for name in "abc")
+    (broken.with_suffix("") / "Data0000.dat").unlink()
+    settings = unscaled.with_suffix("") / "Slidedat.ini"
+    settings.write_text(settings.read_text().replace(f"= {MPP}\n", "= 0\n"))
+    run = stages.Stages(
+        tmp_path, [{"scan": path.stem, "path": str(path), "scanner": "A"} for path in (good, broken, unscaled)]
+    )
+    checks = run.checks()
+    assert checks["status"].to_dict() == {"a": "ok", "b": "unreadable", "c": "no_mpp"}
+    assert "Data0000.dat" in checks["reason"]["b"]
