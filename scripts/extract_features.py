@@ -79,7 +79,7 @@ def encode(
 ) -> list[dict]:
     import torch
 
-    from isoslide import extraction, grid, pace, slide, stains
+    from isoslide import extraction, pace, slide, stains
 
     torch.set_num_threads(args.threads)
     reading = slide.Reading(**args.reading)
@@ -95,7 +95,7 @@ def encode(
             rows.extend(one.done(row) for one in encoders if one.stands(row))
             lacking = [one for one in encoders if not one.stands(row)]
             if lacking:
-                tiles = grid.read_tiles_file(row["path"])
+                tiles = read_tiles(row, checks.loc[row["scan"]])
                 told = {"scan": row["scan"], "tiles": row, "encoders": lacking}
                 scan = tiles_of(told, checks.loc[row["scan"]], tiles, reading, args.staging)
                 yield scan, [one.feeder for one in lacking]
@@ -115,6 +115,22 @@ def encode(
         made |= {"batch": encoders[0].feeder.batch, "precision": encoders[0].feeder.encoder.precision}
         atomic.write_json(args.speed, clock.facts() | facts | made)
     return rows
+
+
+def read_tiles(row: Mapping[str, Any], check: Mapping[str, Any]) -> Any:
+    """Return the tiles (`grid.Tiles`) of a row of their table; those that it does not mean end the job."""
+    from isoslide import grid
+
+    try:
+        tiles = grid.read_tiles_file(row["path"])
+    except FileNotFoundError:
+        cli.fail(f"scan {row['scan']!r}: no file {row['path']}: run the stage again: snakemake -R tile_scans")
+    if grid.row_key(check["key"], tiles) != row["key"]:
+        cli.fail(
+            f"scan {row['scan']!r}: the tiles in {row['path']} are not those of its row in the table: run the stage "
+            "again: snakemake -R tile_scans"
+        )
+    return tiles
 
 
 @dataclass

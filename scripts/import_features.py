@@ -21,7 +21,7 @@ from isoslide import atomic, cli, importing, imports, sheet, status
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("--sheet", required=True, help="the sample sheet")
-    parser.add_argument("--scans", nargs="+", help="only these scans; whole specimens")
+    parser.add_argument("--scans", nargs="+", help="only these scans and the others of their specimens")
     parser.add_argument("--name", required=True, help="of the set of features, as the config's encoders name it")
     parser.add_argument("--settings", type=cli.json_arg, required=True, help="its block of the config's import")
     parser.add_argument("--checks", help="status table of the checks, for µm per pixel; else those of the sheet count")
@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     atomic.sweep(args.results)
     table = sheet.included(sheet.read(args.sheet))
     if args.scans:
-        table = table[table["scan"].isin(args.scans)]
+        whole = set(table.loc[table["scan"].isin(args.scans), "specimen"])  # a scan is paired with the others of it
+        table = table[table["specimen"].isin(whole)]
     else:
         try:
             imports.check(args.name, args.settings, table)

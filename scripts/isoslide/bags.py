@@ -82,7 +82,8 @@ def load(table_path: str, scans: Iterable[str] | None = None, memory_gb: float =
             is checked when they are read.
 
     Raises:
-        BagError: if the files come from different encoders, have different dimensions, or repeat a tile.
+        BagError: if the files come from different encoders, have different dimensions, or repeat a tile; or a file is
+            gone, or not the one that the table means.
     """
     table = status.read(table_path)
     rows = table[table["status"] == status.OK]
@@ -114,12 +115,18 @@ def load(table_path: str, scans: Iterable[str] | None = None, memory_gb: float =
 
 def _open(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is known of one scan's features but the numbers, sorted by tile id."""
-    with h5py.File(row["path"], "r") as file:
-        tile_ids, attrs = file["tile_ids"][:], dict(file.attrs)
-        order = np.argsort(tile_ids, kind="stable")
-        rows = stored_features.locate(file, order)
+    again = f"extract the features of scan {row['scan']!r} again"
+    try:
+        with h5py.File(row["path"], "r") as file:
+            tile_ids, attrs = file["tile_ids"][:], dict(file.attrs)
+            order = np.argsort(tile_ids, kind="stable")
+            rows = stored_features.locate(file, order)
+    except FileNotFoundError as error:
+        raise BagError(f"no file {row['path']}: {again}") from error
+    if attrs.get("key", row["key"]) != row["key"]:  # made by hand, with other settings
+        raise BagError(f"{row['path']}: not the features that the status table means: {again}")
     if (np.diff(tile_ids[order]) == 0).any():
-        raise BagError(f"{row['path']}: a tile id stands twice: extract the features of scan {row['scan']!r} again")
+        raise BagError(f"{row['path']}: a tile id stands twice: {again}")
     return {
         "scan": row["scan"],
         "path": row["path"],

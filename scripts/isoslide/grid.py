@@ -200,6 +200,11 @@ def content(tiles: Tiles) -> str:
     return keys.content_key(arrays=digests, **{name: tiles.attrs[name] for name in names})
 
 
+def row_key(scan_key: str, tiles: Tiles) -> str:
+    """Return the key of a scan's row of the tiles table, from that of its checks: what its features depend on."""
+    return keys.content_key(scan=scan_key, tiles=content(tiles))
+
+
 def read_tiles_file(path: str | Path) -> Tiles:
     """Read a file of `write`, without a lock: it never changes once it has its name."""
     with h5py.File(path, "r", locking=False) as file:

@@ -89,7 +89,7 @@ def _tile(scan: str, batch: Batch, path: Path) -> dict[str, Any]:
         "status": status.OK,
         "reason": why_alone,
         "path": str(path),
-        "key": keys.content_key(scan=check["key"], tiles=grid.content(tiles)),
+        "key": grid.row_key(check["key"], tiles),
         "specimen": check["specimen"],
         "scanner": check["scanner"],
         "reference": reference,

@@ -1,4 +1,5 @@
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -33,17 +34,37 @@ def batch(tmp_path_factory):
         out_of_bounds=grid.outside(corners, 112, turn, (1200, 1000)),
         corners_um=corners,
         affine=turn,
-        attrs={"tile_px": 224, "mpp": 0.5, "mpp_x": 0.5, "mpp_y": 0.5, "reference": "r", "paired": True, "key": "k"},
+        attrs={"tile_px": 224, "mpp": 0.5, "mpp_x": 0.5, "mpp_y": 0.5, "reference": "r", "paired": True, "scan": "a"},
     )
     grid.write(folder / "tiles/a.h5", tiles, (2400, 2000))
     known = {"specimen": "G", "scanner": "A"}
     check = {"scan": "a", "status": "ok", "path": str(path), "key": "c", "mpp_x": 0.5, "mpp_y": 0.5}
     check |= known | {"width": 2400, "height": 2000}
-    row = {"scan": "a", "status": "ok", "n_tiles": 5, "path": str(folder / "tiles/a.h5"), "key": "k"} | known
+    row = {"scan": "a", "status": "ok", "n_tiles": 5, "path": str(folder / "tiles/a.h5")} | known
+    row["key"] = grid.row_key("c", tiles)
     lost = {"scan": "b", "status": "no_tissue", "reason": "blank"} | known
     status.write(folder / "checks.tsv", [check])
     status.write(folder / "tiles.tsv", [row, lost])
     return folder
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_tiles_that_the_table_does_not_mean_are_not_encoded(batch, tmp_path, gone):
+    """A command run by hand with other settings writes other tiles to the same place."""
+    shutil.copytree(batch, tmp_path / "batch")
+    table = status.read(batch / "tiles.tsv").assign(path=str(tmp_path / "batch/tiles/a.h5"))
+    status.write(tmp_path / "batch/tiles.tsv", table.to_dict("records"))
+    assert run(tmp_path / "batch", tmp_path).loc["a", "status"] == "ok"
+    if gone:
+        (tmp_path / "batch/tiles/a.h5").unlink()
+    else:
+        with h5py.File(tmp_path / "batch/tiles/a.h5", "a") as file:
+            file["corners_um"][0] += 1
+    run(tmp_path / "batch", tmp_path)  # what is there stands
+    (tmp_path / "a.h5").unlink()
+    message = "no file .*a.h5" if gone else "are not those of its row"
+    with pytest.raises(SystemExit, match=f"error: scan 'a': .*{message}.*: snakemake -R tile_scans"):
+        run(tmp_path / "batch", tmp_path)
 
 
 def run(batch, folder, *more):

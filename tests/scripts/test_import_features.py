@@ -132,6 +132,24 @@ def test_our_own_files_come_back_with_their_pairs(tmp_path):
     assert content(table.loc["b"])[0]["tile_ids"].max() == 2_000_003
 
 
+def test_one_scan_by_hand_keeps_its_pairs(tmp_path):
+    """The other scans of its specimen count too, as in the job that it is taken from."""
+    for scan in "ab":
+        foreign.clam(tmp_path / f"{scan}.h5", *foreign.tiles(seed=ord(scan)))
+    rows = [("a", "G", "A", "0.25"), ("b", "G", "B", "0.25"), ("c", "H", "B", "0.25")]
+    foreign.clam(tmp_path / "c.h5", *foreign.tiles(seed=5))
+    table = run(tmp_path, rows, pairing="common", tile_um=128)
+    before = content(table.loc["b"])
+    again = run(tmp_path, rows, "--scans", "b", pairing="common", tile_um=128)
+    assert again.index.tolist() == ["a", "b"]
+    after = content(again.loc["b"])
+    assert (
+        (after[1]["reference"], after[1]["key"])
+        == (before[1]["reference"], before[1]["key"])
+        == ("a", table.loc["b", "key"])
+    )
+
+
 @pytest.mark.parametrize("name", ["stamp1", "stamp2"])
 def test_the_unit_of_coordinates_outlives_a_second_import(tmp_path, name):
     """Files that were imported once keep their unit: µm are not taken for pixels."""

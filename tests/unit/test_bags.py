@@ -66,6 +66,18 @@ def test_large_features_stay_float16(tmp_path, monkeypatch):
     assert load(tmp_path, [write(tmp_path, "a", [0])]).features.dtype == np.float16
 
 
+def test_files_that_the_table_does_not_mean_are_refused(tmp_path):
+    row = write(tmp_path, "a", [0, 1])
+    with h5py.File(row["path"], "a") as file:
+        file.attrs["key"] = row["key"]
+    assert load(tmp_path, [row]).scans == ["a"]
+    with pytest.raises(bags.BagError, match="a.h5: not the features that the status table means: extract .* 'a' again"):
+        load(tmp_path, [row | {"key": "other"}])
+    row["path"].unlink()
+    with pytest.raises(bags.BagError, match="no file .*a.h5: extract the features of scan 'a' again"):
+        load(tmp_path, [row])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"dim": 3}, "dim is 4"), ({"encoder": "f"}, "encoder is 'e'"), ({"value": np.nan}, "not finite")],
