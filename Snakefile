@@ -135,6 +135,7 @@ rule heatmaps:
             task=TASKS,
             encoder=NATIVE,
         ),
+        ["results/viewer/status.tsv"] if NATIVE else [],
 
 
 rule exports:

@@ -2,8 +2,8 @@
 
     python scripts/compare_scanners.py --scans P01-1_A P01-1_C \
         --checks results/status/checks.tsv --tiles results/status/tiles/224px_0.5um.tsv \
-        --maps paired=results/heatmaps/response/efficientnet_lite0/paired/status.tsv \
-            robust=results/heatmaps/response/efficientnet_lite0/robust/status.tsv \
+        --maps results/heatmaps/response/efficientnet_lite0/paired/status.tsv \
+            results/heatmaps/response/efficientnet_lite0/robust/status.tsv \
         --results results/scanner_pairs/response/efficientnet_lite0 \
         --output results/scanner_pairs/response/efficientnet_lite0/status.tsv
 
@@ -27,7 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scans", nargs="*", default=[], help="scans to draw")
     parser.add_argument("--checks", required=True, help="status table of the checks")
     parser.add_argument("--tiles", required=True, help="status table of the tiles")
-    parser.add_argument("--maps", nargs="+", required=True, metavar="ARM=TABLE", help="tables of draw_heatmaps.py")
+    parser.add_argument("--maps", nargs="+", required=True, help="{arm}/status.tsv of draw_heatmaps.py")
     parser.add_argument("--results", required=True, help="folder of the pictures")
     parser.add_argument("--output", required=True, help="status table to write")
     return parser.parse_args(argv)
@@ -39,10 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     from isoslide import scanner_pairs
 
     checks, tiles = (status.read(path).set_index("scan", drop=False) for path in (args.checks, args.tiles))
-    maps = {
-        arm: status.read(path).set_index("scan", drop=False)
-        for arm, _, path in (text.partition("=") for text in args.maps)
-    }
+    maps = {Path(path).parts[-2]: status.read(path).set_index("scan", drop=False) for path in args.maps}
     unknown = sorted(set(args.scans) - set(checks.index))
     if unknown:
         cli.fail(f"config heatmaps: no scan {unknown[0]!r} in the sheet: name scans of the sheet")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,6 +52,28 @@ def output(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # absent, or on a disk that has become read-only
             temporary.unlink()
+
+
+@contextmanager
+def folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path`, which must not exist, when the block ends without error.
+
+    Raises:
+        WriteError: the disk is full, the quota is used up, or the place is not to be written to.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        why = _refusal(error)
+        if why is None:
+            raise
+        raise WriteError(f"cannot write {path}: {why}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sweep(folder: str | Path, older_than: float = 86_400) -> None:

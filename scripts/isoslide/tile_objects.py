@@ -32,6 +32,22 @@ def read_table(path: str | Path) -> pd.DataFrame:
     return pd.read_csv(path, sep="\t", dtype={"tile_id": np.int64})
 
 
+def values(rows: pd.DataFrame, known: Mapping[str, str]) -> TileValues:
+    """Return the values that a table was written of, to its digits; `known` is the scan's row in the status table."""
+    added = None if known["no_contribution"] else rows["contribution"].to_numpy()
+    return TileValues(
+        attention=rows["attention"].to_numpy(),
+        p=rows["score"].to_numpy(),
+        bag=float(known["p"]),
+        contribution=added,
+        total=float(known["total"] or "nan"),
+        meaning=known["meaning"],
+        total_meaning=known["total_meaning"],
+        bounded=known["bounded"] == "True",
+        no_contribution=known["no_contribution"],
+    )
+
+
 def write_geojson(path: str | Path, rows: pd.DataFrame, corners: np.ndarray, facts: Mapping[str, Any]) -> None:
     """Write tiles as objects of the type `tile` with measurements, as QuPath 0.4 and later save them; one a line.
 

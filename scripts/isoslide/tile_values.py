@@ -8,11 +8,14 @@ is the tile's contribution. It needs no origin: a tile that alone would get 0 co
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from isoslide import aggregators, models, outcomes, tasks
+from isoslide import outcomes
+
+if TYPE_CHECKING:
+    import torch
 
 MEANINGS = {
     "binary": "probability",
@@ -59,6 +62,10 @@ class TileValues:
 
 def of_scan(paths: Sequence[str], features: np.ndarray, scanner: str | None = None) -> TileValues:
     """Return the values of the tiles of a scan, from its features (n, dim), the models' files and its scanner."""
+    import torch
+
+    from isoslide import aggregators, models
+
     loaded = [models.load(path, scanner) for path in paths]
     state, shape = models.stack([state for state, _ in loaded]), loaded[0][1]
     cards = [models.card(Path(path)) for path in paths]
@@ -93,8 +100,10 @@ def of_scan(paths: Sequence[str], features: np.ndarray, scanner: str | None = No
     )
 
 
-def _scores(cards: Sequence[dict], logits: torch.Tensor) -> dict[str, np.ndarray]:
+def _scores(cards: Sequence[dict], logits: "torch.Tensor") -> dict[str, np.ndarray]:
     """Return the columns of the predictions for n bags, means over the models, from logits (models, n, C)."""
+    from isoslide import tasks
+
     each = [
         tasks.columns(card["settings"]["task"], own, card["fitted"]) for card, own in zip(cards, logits, strict=True)
     ]

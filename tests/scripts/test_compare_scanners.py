@@ -60,7 +60,7 @@ def cohort(tmp_path):
 
 
 def run(folder, *scans, results="pairs"):
-    maps = [f"{arm}={folder}/{arm}/status.tsv" for arm in ("plain", "robust")]
+    maps = [f"{folder}/{arm}/status.tsv" for arm in ("plain", "robust")]
     tables = ["--checks", str(folder / "checks.tsv"), "--tiles", str(folder / "tiles.tsv"), "--maps", *maps]
     output = folder / results / "status.tsv"
     compare_scanners.main(["--scans", *scans, *tables, "--results", str(folder / results), "--output", str(output)])

@@ -108,3 +108,19 @@ def test_a_file_that_is_not_there_after_its_renaming_fails_the_job(tmp_path, mon
     monkeypatch.setattr(atomic.os, "replace", lambda source, target: None)
     with pytest.raises(FileNotFoundError, match="table.tsv"), atomic.output(tmp_path / "table.tsv") as temporary:
         temporary.write_text("x")
+
+
+def test_a_folder_is_whole_or_absent(tmp_path):
+    with atomic.folder(tmp_path / "new/f") as temporary:
+        (temporary / "a.txt").write_text("a")
+        assert not (tmp_path / "new/f").exists()
+    assert (tmp_path / "new/f/a.txt").read_text() == "a"
+
+    def fail():
+        with atomic.folder(tmp_path / "g") as temporary:
+            (temporary / "a.txt").write_text("a")
+            raise OSError(errno.ENOSPC, "no space")
+
+    with pytest.raises(atomic.WriteError, match=r"cannot write .*/g: No space left on device"):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]

@@ -1,4 +1,4 @@
-"""Heatmaps. In: the models of an arm and the scans that the config names. Out: pictures and tile values per scan, and two scans of a specimen side by side."""
+"""Heatmaps. In: the models of an arm and the scans that the config names. Out: pictures and tile values per scan, two scans of a specimen side by side, and a page per scan to look at it."""
 
 SHOWN_ARMS = configuration.before_and_after(config)
 
@@ -74,23 +74,73 @@ rule compare_scanners:
     benchmark:
         "results/benchmarks/compare_scanners/{task}/{encoder}.tsv"
     conda:
-        "../../envs/torch.yaml"
+        "../../envs/base.yaml"
     threads: 1
     resources:
         mem_mb=lambda wc, attempt: 4000 * attempt,
         runtime=60,
     params:
         scans=config["heatmaps"],
-        maps=lambda wc, input: [
-            f"{arm}={path}" for arm, path in zip(SHOWN_ARMS, input.maps)
-        ],
     shell:
         """
         python {input.script:q} \
             --scans {params.scans:q} \
             --checks {input.checks:q} \
             --tiles {input.tiles:q} \
-            --maps {params.maps:q} \
+            --maps {input.maps:q} \
             --results results/scanner_pairs/{wildcards.task:q}/{wildcards.encoder:q} \
+            --output {output:q} &>{log:q}
+        """
+
+
+rule write_viewers:
+    """Write a page per scan on which the slide can be looked at, with what the models make of it laid over it."""
+    input:
+        script=scripts("write_viewers.py"),
+        modules=[
+            scripts("isoslide/heatmaps.py"),
+            scripts("isoslide/pyramid.py"),
+            scripts("isoslide/tile_objects.py"),
+            scripts("isoslide/viewer.py"),
+            scripts("isoslide/page/viewer.html.j2"),
+            scripts("isoslide/page/viewer.css"),
+            scripts("isoslide/page/viewer.js"),
+        ],
+        checks="results/status/checks.tsv",
+        tiles=expand("results/status/tiles/{tile}.tsv", tile=TILES),
+        maps=expand(
+            "results/heatmaps/{task}/{encoder}/{arm}/status.tsv",
+            task=TASKS,
+            encoder=NATIVE,
+            arm=ARMS,
+        ),
+    output:
+        "results/viewer/status.tsv",
+    log:
+        "results/logs/write_viewers.log",
+    benchmark:
+        "results/benchmarks/write_viewers.tsv"
+    conda:
+        "../../envs/base.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wc, attempt: 4000 * attempt,
+        runtime=240,
+    params:
+        scans=config["heatmaps"],
+        tiles=json.dumps(
+            {
+                encoder: f"results/status/tiles/{REGISTRY[encoder].tile}.tsv"
+                for encoder in NATIVE
+            }
+        ),
+    shell:
+        """
+        python {input.script:q} \
+            --scans {params.scans:q} \
+            --checks {input.checks:q} \
+            --tiles {params.tiles:q} \
+            --maps {input.maps:q} \
+            --results results/viewer \
             --output {output:q} &>{log:q}
         """
