@@ -113,9 +113,12 @@ def bif(path: Path, image: np.ndarray, mpp: float, overlap: int = 0) -> Path:
 
 
 def philips(path: Path, image: np.ndarray, mpp: float) -> Path:
-    """Philips TIFF."""
+    """Philips TIFF: the second level is padded to whole tiles, with what is no picture."""
     text = PHILIPS.format(mpp / 1000, "".join(SPACING.format(mpp * n / 1000) for n in (1, 4)))
-    _tiff(path, [image, quarter(image)], [{"description": text, "software": "Philips DP v1.0"}, {}])
+    small = quarter(image)
+    pad = [(0, -n % TILE) for n in small.shape[:2]]
+    small = np.pad(small, [*pad, (0, 0)], constant_values=90)
+    _tiff(path, [image, small], [{"description": text, "software": "Philips DP v1.0"}, {}])
     return path
 
 

@@ -46,7 +46,10 @@ def read(
         cv2.cvtColor(bgra, cv2.COLOR_BGRA2RGB, dst=out)
         return
     if not words.any():  # nothing was scanned here
-        out[:] = background
+        if len(set(background)) == 1:  # several times as fast
+            out.fill(background[0])
+        else:
+            out[:] = background
         return
     alpha = bgra[..., 3]
     clear = (alpha < 255) & (alpha > 0)

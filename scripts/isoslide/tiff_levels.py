@@ -8,7 +8,8 @@ import io
 import math
 import xml.etree.ElementTree as ElementTree
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,10 @@ import tifffile
 from PIL import ImageCms
 from tifffile import COMPRESSION, PHOTOMETRIC, PLANARCONFIG, RESUNIT
 
-from isoslide import jpeg_tiles
+from isoslide import jpeg_tiles, openslide_fast
 from isoslide.stored_tiles import Layout, StoredLevel, TileError, stored_bytes
 
-STORED_AS_IS = ("aperio", "generic-tiff")  # vendors whose tiles lie where TIFF says: no overlap, no padding, no layers
+STORED_AS_IS = ("aperio", "generic-tiff", "philips")  # vendors whose tiles lie where TIFF says: no overlap, no layers
 UNITS_UM = {"nm": 1e-3, "µm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4, "m": 1e6}
 SCANNED_MPP = (0.01, 20.0)  # µm/px; image editors write 72 dpi, which is 353, into files of any origin
 
@@ -88,13 +89,60 @@ def of_openslide(path: Path, handle: openslide.OpenSlide) -> list[StoredLevel | 
         return nothing
     try:
         with tifffile.TiffFile(path) as tiff:
-            pages = {(page.imagewidth, page.imagelength): page for page in reversed(tiff.pages) if page.is_tiled}
-            levels = [_direct(pages[size], tiff) if size in pages else None for size in handle.level_dimensions]
+            levels = [page and _direct(page, tiff) for page in _pages(tiff, vendor, handle.level_dimensions)]
+            levels = [
+                level and _cropped(level, size) for level, size in zip(levels, handle.level_dimensions, strict=True)
+            ]
     except (tifffile.TiffFileError, ValueError, OSError):
         return nothing
+    if vendor == "philips":  # of which we have seen no true file
+        levels = [level and _checked(level, number, path, handle) for number, level in enumerate(levels)]
     # OpenSlide draws what a coarse Aperio level lacks from the level below
     keep = [vendor != "aperio" or not i or (level and all(level.layout.lengths)) for i, level in enumerate(levels)]
     return [level if kept else None for level, kept in zip(levels, keep, strict=True)]
+
+
+def _pages(tiff: tifffile.TiffFile, vendor: str, sizes: Sequence[tuple[int, int]]) -> list[tifffile.TiffPage | None]:
+    """Return the page of each level: by its size; of Philips, whose pages are padded to whole tiles, by its place."""
+    tiled = [page for page in tiff.pages if page.is_tiled]
+    if vendor == "philips":
+        return list(tiled) if len(tiled) == len(sizes) else [None] * len(sizes)
+    pages = {(page.imagewidth, page.imagelength): page for page in reversed(tiled)}
+    return [pages.get(size) for size in sizes]
+
+
+def _cropped(level: StoredLevel, size: tuple[int, int]) -> StoredLevel | None:
+    """Return a level without the padding of its page beyond `size`."""
+    layout = level.layout
+    if layout.size == size:
+        return level
+    if size[0] > layout.size[0] or size[1] > layout.size[1] or not isinstance(level, jpeg_tiles.JpegLevel):
+        return None
+    inside = Layout(size, layout.tile, (), ())
+    kept = [row * layout.columns + column for row in range(inside.rows) for column in range(inside.columns)]
+    offsets, lengths = (tuple(values[i] for i in kept) for values in (layout.offsets, layout.lengths))
+    level.layout = replace(inside, offsets=offsets, lengths=lengths)
+    return level
+
+
+def _checked(level: StoredLevel, number: int, path: Path, handle: openslide.OpenSlide) -> StoredLevel | None:
+    """Return the level if its middle tile has OpenSlide's pixels."""
+    layout = level.layout
+    stored = [index for index, length in enumerate(layout.lengths) if length]
+    if not stored:
+        return None
+    row, column = divmod(stored[len(stored) // 2], layout.columns)
+    x, y = column * layout.tile[0], row * layout.tile[1]
+    seen = np.empty((min(layout.tile[1], layout.size[1] - y), min(layout.tile[0], layout.size[0] - x), 3), np.uint8)
+    ratio = handle.level_downsamples[number]
+    try:
+        with open(path, "rb") as file:
+            tile = level.decode(file.fileno(), row * layout.columns + column, 1, None)
+        place = (round(x * ratio), round(y * ratio))
+        openslide_fast.read(handle, place, number, (seen.shape[1], seen.shape[0]), (255, 255, 255), seen)
+    except (TileError, openslide.OpenSlideError):
+        return None
+    return level if np.array_equal(tile[: seen.shape[0], : seen.shape[1]], seen) else None
 
 
 def _direct(page: tifffile.TiffPage, tiff: tifffile.TiffFile) -> StoredLevel | None:

@@ -6,6 +6,7 @@ import pytest
 import stages
 import vendor_slides
 
+from isoslide import openslide_fast
 from isoslide.slide import Slide
 
 MPP = 0.25
@@ -95,6 +96,34 @@ def test_overlapping_tiles_of_bif_are_put_together(tmp_path, tissue):
         assert slide.size == (side, side)
         found = slide.overview(MPP)
     assert np.abs(found.astype(float) - tissue[:side, :side]).mean() < 3.5
+
+
+def test_philips_is_read_straight_and_without_its_padding(tmp_path, tissue):
+    """The second level of 1,536 px is 384 px in two tiles, of which 128 px are padding."""
+    image = np.tile(tissue, (2, 2, 1))[:1536, :1536]
+    path = vendor_slides.philips(tmp_path / "a.tiff", image, MPP)
+    affine = np.array([[4 * MPP, 0, 200 * MPP * 4], [0, 4 * MPP, 100 * MPP * 4]])
+    with Slide(path) as slide, Slide(path) as other:
+        other.read_through_openslide()
+        assert all(level is not None for level in slide._stored.levels)
+        assert slide._stored.levels[1].layout.size == (384, 384)
+        np.testing.assert_array_equal(slide.read(affine, (184, 284)), other.read(affine, (184, 284)))
+        assert (slide.read(affine, (300, 300))[:, 184:] == 255).all()
+        np.testing.assert_array_equal(slide.overview(MPP), other.overview(MPP))
+
+
+def test_philips_is_left_to_openslide_where_a_tile_has_other_pixels(tmp_path, tissue, monkeypatch):
+    path = vendor_slides.philips(tmp_path / "a.tiff", tissue, MPP)
+    read = openslide_fast.read
+
+    def other(handle, place, level, size, background, out):
+        read(handle, place, level, size, background, out)
+        if level == 0:
+            out[-1, -1, -1] ^= 1
+
+    monkeypatch.setattr(openslide_fast, "read", other)
+    with Slide(path) as slide:
+        assert [level is None for level in slide._stored.levels] == [True, False]
 
 
 def test_every_kind_goes_from_the_sheet_to_tiles(tmp_path, tissue):
