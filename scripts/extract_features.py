@@ -193,6 +193,7 @@ def load_encoders(
             cli.fail(str(error))
         code = [tile_encoder.code(entry), *reader]
         parts = {"encoder": entry.defining(), "weights": encoder.weights_hash, "code": code}
+        parts |= {"precision": encoder.precision}  # so that no cohort is encoded in part on a CPU, in part on a GPU
         encoder.entry = replace(entry, id=name)
         coders.append(Coder(name, extraction.Feeder(encoder, args.batch_size), folder, parts))
     return coders, facts

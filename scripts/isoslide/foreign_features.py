@@ -1,6 +1,7 @@
 """Features files that others made: TRIDENT, CLAM, STAMP, plain .pt and .npz, and our own, read into one form."""
 
 import hashlib
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -105,7 +106,7 @@ def digest(*paths: Path) -> str:
 
 def _arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the arrays of a file by name, and its attributes."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise FeaturesError("no_features", f"no file {path}")
     reader = _read_h5 if h5py.is_hdf5(path) else READERS.get(path.suffix.lower())
     if reader is None:

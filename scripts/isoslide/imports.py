@@ -1,6 +1,7 @@
 """Imported features as the configuration names them: which file is of which scan. Light: the Snakefile imports it."""
 
 import glob
+import os
 import re
 import string
 from collections.abc import Mapping
@@ -36,7 +37,7 @@ def check(name: str, settings: Mapping[str, Any], table: pd.DataFrame) -> None:
                     f"{where}: no column {column!r} in the sheet: use one of {list(table.columns)} in braces"
                 )
         rows = included(table).to_dict("records")
-        if not any(file_of(pattern, row).exists() for row in rows):
+        if not any(os.path.exists(file_of(pattern, row)) for row in rows):
             sought = ", ".join(str(file_of(pattern, row)) for row in rows[:EXAMPLES])
             raise SheetError(
                 f"{where}: none of the {len(rows)} scans has a file. Sought: {sought}. There: {_there(pattern)}: "

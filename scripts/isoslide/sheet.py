@@ -5,7 +5,9 @@ import hashlib
 import io
 import itertools
 import math
+import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ def read(path: str | Path) -> pd.DataFrame:
             table[name] = ""
     table["specimen"] = table["specimen"].where(table["specimen"] != "", table["scan"])
     table["patient"] = table["patient"].where(table["patient"] != "", table["specimen"])
-    for check in (_check_ids, _check_unique, _check_groups, _check_values, _check_references):
+    for check in (_check_ids, _check_unique, _check_spelling, _check_groups, _check_values, _check_references):
         check(table, str(path))
     return table
 
@@ -58,7 +60,7 @@ def check_paths(table: pd.DataFrame, path: str) -> None:
                 f"{path} line {line}: scan {row['scan']!r} has no path: fill the column 'path'; it may be empty only "
                 "where all features are imported (config import)"
             )
-        if not row["exclude"] and not row["path"].startswith(DEMO_SLIDES) and not Path(row["path"]).exists():
+        if not row["exclude"] and not row["path"].startswith(DEMO_SLIDES) and not os.path.exists(row["path"]):
             raise SheetError(
                 f"{path} line {line}: scan {row['scan']!r}: no file {row['path']!r}: correct the path, "
                 "or write a reason into the column 'exclude'"
@@ -163,7 +165,7 @@ def _check_ids(table: pd.DataFrame, path: str) -> None:
 
 
 def _check_unique(table: pd.DataFrame, path: str) -> None:
-    lower = table["scan"].str.casefold()  # a case-insensitive disk would give both the same file
+    lower = table["scan"].map(_folded)  # a case-insensitive disk would give both the same file
     twice = table[lower.duplicated(keep=False)]
     if len(twice):
         same = twice[lower[twice.index] == lower[twice.index[0]]]
@@ -171,6 +173,25 @@ def _check_unique(table: pd.DataFrame, path: str) -> None:
             f"{path} lines {', '.join(map(str, same.index))}: scan {same['scan'].iloc[0]!r} stands {len(same)} times: "
             "give every scan an id of its own"
         )
+
+
+def _folded(text: str) -> str:
+    """Return a name without what one may not see in it: case, kinds of blanks, how an accent is encoded."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def _check_spelling(table: pd.DataFrame, path: str) -> None:
+    """Refuse two spellings of one name: a patient under two names would train and test, a scanner would be two."""
+    for column in ("scanner", "patient", "specimen"):
+        names = table[column].drop_duplicates()
+        folded = names.map(_folded)
+        alike = names[folded.duplicated(keep=False)]
+        if len(alike):
+            alike = alike[folded[alike.index] == folded[alike.index[0]]]
+            raise SheetError(
+                f"{path} lines {', '.join(map(str, alike.index))}: {column} {' and '.join(map(repr, alike))} are spelt "
+                "nearly alike: use one spelling, or names that differ in more than case or blanks"
+            )
 
 
 def _check_groups(table: pd.DataFrame, path: str) -> None:

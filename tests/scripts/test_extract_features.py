@@ -48,6 +48,13 @@ def batch(tmp_path_factory):
     return folder
 
 
+def test_features_of_another_precision_do_not_stand(batch, tmp_path, monkeypatch):
+    """A cohort encoded on a CPU and then on a GPU is not a mixture of float32 and bfloat16."""
+    before = run(batch, tmp_path).loc["a", "key"]
+    monkeypatch.setattr(TileEncoder, "precision", "bfloat16")
+    assert run(batch, tmp_path).loc["a", "key"] != before
+
+
 @pytest.mark.parametrize("gone", [True, False])
 def test_tiles_that_the_table_does_not_mean_are_not_encoded(batch, tmp_path, gone):
     """A command run by hand with other settings writes other tiles to the same place."""

@@ -172,6 +172,15 @@ def write(path, change):
             file[name] = value
 
 
+def test_a_path_that_the_disk_refuses_is_a_missing_file(tmp_path):
+    foreign.clam(tmp_path / "a.h5", *foreign.tiles())
+    (tmp_path / "slides.tsv").write_text(f"scan\tscanner\tfile\na\tA\ta\nb\tA\t{'x' * 300}\n")
+    arguments = ["--sheet", str(tmp_path / "slides.tsv"), "--name", "mine", "--results", str(tmp_path / "out")]
+    arguments += ["--settings", json.dumps(settings(path=f"{tmp_path}/{{file}}.h5"))]
+    import_features.main([*arguments, "--output", str(tmp_path / "mine.tsv")])
+    assert status.read(tmp_path / "mine.tsv")["status"].tolist() == ["ok", "no_features"]
+
+
 BAD = {
     "no_features": (None, "no file "),
     "unreadable": (lambda v: v.update(embedding=v.pop("features")), "none of them called features or feats"),
