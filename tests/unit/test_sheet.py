@@ -42,7 +42,10 @@ def test_odd_characters_and_names_of_columns_stay(tmp_path):
         (["s1,a,A", "S1,b,A"], r"lines 2, 3: scan 's1' stands 2 times"),
         (["s1,a,GT450", "s2,b,A", "s3,b,gt450"], r"lines 2, 4: scanner 'GT450' and 'gt450' are spelt nearly alike"),
         (["s1,a,A,G1,P 1", "s2,b,A,G2,p\u00a01"], r"lines 2, 3: patient 'P 1' and 'p.xa01' are spelt nearly alike"),
-        (["s1,a,A,Gru\u0308n", "s2,b,A,Gr\u00fcn"], r"lines 2, 3: (specimen|patient) 'Gr.*' and 'Gr.*n' are spelt nearly alike"),
+        (
+            ["s1,a,A,Gru\u0308n", "s2,b,A,Gr\u00fcn"],
+            r"lines 2, 3: (specimen|patient) 'Gr.*' and 'Gr.*n' are spelt nearly alike",
+        ),
         (["../s1,a,A"], r"line 2: scan '../s1': ids become file names"),
         (["a/b,a,A"], r"line 2: scan 'a/b'"),
         ([",a,A"], r"line 2: scan ''"),

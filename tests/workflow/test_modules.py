@@ -18,39 +18,44 @@ UNUSED = {  # imported, but without a say in what the rule writes
     "evaluate_features": {"metrics"},  # the error `Undefined` alone
 }
 COLOURS = {"icc"}  # only what encoders see is ever converted
-BEFORE = {  # rule: those whose results are its inputs
-    "segment_tissue": ["check_slides"],
-    "register_scans": ["segment_tissue"],
-    "tile_scans": ["register_scans"],
-    "extract_features": ["tile_scans"],
-    "import_features": ["register_scans"],
-    "train_models": ["make_splits", "extract_features"],
-    "predict_scans": ["train_models"],
-    "embed_tiles": ["train_models"],
-    "draw_heatmaps": ["train_models"],
-    "compare_scanners": ["draw_heatmaps"],
-    "evaluate_predictions": ["predict_scans"],
-    "evaluate_features": ["make_splits", "extract_features"],
-    "evaluate_metadata": ["make_splits", "tile_scans"],
-    "summarise_features": ["extract_features"],
-    "export_models": ["evaluate_predictions", "summarise_features"],
-    "write_report": ["evaluate_predictions", "evaluate_features", "evaluate_metadata", "embed_tiles"],
+HELPERS = {  # functions of common.smk that return the results of a rule
+    "tiles_of_encoder": "tile_scans",
+    "features_of_arm": "extract_features",
+    "registrations_of_import": "register_scans",
+    "summaries_of_arm": "summarise_features",
 }
 
 
+def folders(text):
+    """Where the paths of an input or output block begin; a stage's table counts as those of its batches."""
+    paths = re.findall(r'(?<!ancient\()"(results/[^"]+)"', text)
+    return {re.sub(r"\.\w+$", "/", path).partition("{")[0] for path in paths}
+
+
 def read_rules():
-    """{rule: (script, modules)} of the rules that run a script."""
+    """{rule: (script, modules, folders of inputs, helpers of inputs, folders of outputs)} of those with a script."""
     found = {}
     for path in sorted((ROOT / "workflow/rules").glob("*.smk")):
-        for text in re.split(r"^(?=rule )", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        for text in re.split(r"^(?=(?:use )?rule )", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
             script = re.search(r'script=scripts\("(\w+\.py)"\)', text)
             if script:
                 modules = set(re.findall(r'scripts\("isoslide/(\w+)\.py"\)', text))
-                found[re.match(r"rule (\w+)", text)[1]] = (ROOT / "scripts" / script[1], modules)
+                taken, _, made = text.partition("    output:\n")
+                made = re.split(r"^    \w+:", made, maxsplit=1, flags=re.MULTILINE)[0]
+                helpers = {name for name in HELPERS if re.search(rf"\b{name}\b", taken)}
+                rule = re.match(r"rule (\w+)", text)[1]
+                found[rule] = (ROOT / "scripts" / script[1], modules, folders(taken), helpers, folders(made))
     return found
 
 
 RULES = read_rules()
+
+
+def before(rule):
+    """Rules whose results are inputs of this one."""
+    _, _, taken, helpers, _ = RULES[rule]
+    makers = {other for other, (*_, made) in RULES.items() if made & taken and other != rule}
+    return makers | {HELPERS[name] for name in helpers}
 
 
 def imported(path):
@@ -75,16 +80,25 @@ def reached(path):
 
 def listed(rule):
     """Modules of a rule and of all rules before it: where one of those runs, what follows runs too."""
-    return RULES[rule][1].union(*map(listed, BEFORE.get(rule, [])))
+    return RULES[rule][1].union(*map(listed, before(rule)))
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_modules_are_inputs(rule):
     allowed = SHARED | UNUSED.get(rule, set()) | (COLOURS if rule != "extract_features" else set())
     missing = reached(RULES[rule][0]) - listed(rule) - allowed
-    assert not missing, f"add to the modules of rule {rule}, or say in BEFORE or UNUSED why not: {sorted(missing)}"
+    assert not missing, f"add to the modules of rule {rule}, or to UNUSED with a reason: {sorted(missing)}"
 
 
 def test_modules_that_are_listed_are_imported():
-    unused = {rule: modules - reached(script) for rule, (script, modules) in RULES.items()}
+    unused = {rule: modules - reached(script) for rule, (script, modules, *_) in RULES.items()}
     assert not {rule: modules for rule, modules in unused.items() if modules}
+
+
+def test_the_order_of_the_rules_is_read_right():
+    assert before("check_slides") == set()
+    assert before("segment_tissue") == {"check_slides"}
+    assert before("tile_scans") == {"check_slides", "segment_tissue", "register_scans"}
+    assert before("extract_features") == {"check_slides", "tile_scans"}
+    assert before("train_models") == {"make_splits", "extract_features"}
+    assert {"predict_scans", "train_models"} <= before("evaluate_predictions")
