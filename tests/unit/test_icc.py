@@ -2,15 +2,19 @@
 
 import io
 import struct
+from pathlib import Path
 
 import numpy as np
+import openslide
 import pytest
+import stages
 import tifffile
 from PIL import ImageCms
 
-from isoslide import icc, slide
+from isoslide import grid, icc, slide, stains
 from isoslide.slide import Reading, Slide, SlideError
 
+ROOT = Path(__file__).resolve().parents[2]
 SRGB = Reading(icc="srgb")
 
 
@@ -48,6 +52,32 @@ def test_the_setting_decides(tmp_path, image, kind):
         changed = corrected.read(affine, (280, 300)).astype(int)
         assert np.abs(changed - image[..., ::-1]).max() <= 2
         np.testing.assert_array_equal(corrected.read_tiles(affine[None], 280)[0], changed[:280])
+
+
+def test_stain_normalisation_is_fitted_to_corrected_tiles_and_outlines_to_stored_ones(tmp_path):
+    """A scan whose file says that red and blue are exchanged, and the same scan the right way round."""
+    with openslide.OpenSlide(ROOT / "resources/CMU-1-Small-Region.svs") as source:
+        image = np.asarray(source.read_region((300, 300), 0, (1600, 1600)).convert("RGB"))
+    options = {"photometric": "rgb", "tile": (256, 256), "compression": "zlib"}
+    options |= {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(tmp_path / "right.tif", image, **options)
+    tifffile.imwrite(tmp_path / "exchanged.tif", image[..., ::-1], iccprofile=profile_bytes(True), **options)
+    names = ("right", "exchanged")
+    run = stages.Stages(
+        tmp_path, [{"scan": name, "path": str(tmp_path / f"{name}.tif"), "scanner": name} for name in names]
+    )
+    checks = run.checks()
+    assert checks["icc"].to_dict() == {"right": "no", "exchanged": "yes"}
+    colours = run.tissue().astype({"red_mean": float, "blue_mean": float})
+    assert colours["red_mean"]["right"] == pytest.approx(colours["blue_mean"]["exchanged"], abs=1)  # as stored
+    tiles = grid.read_tiles_file(run.tiles()["path"]["right"])
+    found = {}
+    for name in names:
+        for reading in (Reading(), SRGB):
+            scan = stains.NormalisedTiles("macenko", {"scan": name}, checks.loc[name], tiles, reading)
+            found[name, reading.icc] = scan.read(0, 2).astype(int)
+    assert np.abs(found["exchanged", "srgb"] - found["right", "srgb"]).mean() < 2
+    assert np.abs(found["exchanged", "ignore"] - found["right", "ignore"]).mean() > 5
 
 
 def test_a_file_without_profile_stays_as_it_is(tmp_path, image):
