@@ -34,6 +34,8 @@ TESTED = {
     "survival": ("c_index", "inconsistency"),
 }
 
+SHARED = "test scans that both arms have"
+
 
 def draw_swaps(patients: int, permutations: int, rng: np.random.Generator) -> Floats:
     """Return (1 + permutations, patients): 1 where a patient's arms change places; row 0 changes nothing."""
@@ -135,6 +137,24 @@ def delong(ours: pd.DataFrame, theirs: pd.DataFrame, level: float = 0.95) -> tup
     half = stats.norm.ppf((1 + level) / 2) * error
     p = 2 * stats.norm.sf(abs(difference) / error) if error > 0 else float(difference == 0)
     return difference, difference - half, difference + half, float(p)
+
+
+def shared(ours: pd.DataFrame, theirs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Return both tables without scans that only one has in a fold that both test, and how many are left in words.
+
+    An arm on features of its own (stain normalisation) may have lost scans; without them alone a model scores otherwise
+    than with them. Folds that only one tests stay; the words are empty where nothing is left out.
+    """
+    folds = set(ours["fold"]) & set(theirs["fold"])
+    keys = [pd.MultiIndex.from_frame(table[["fold", "scan"]]) for table in (ours, theirs)]
+    kept = [
+        table[own.isin(other) | ~table["fold"].isin(folds).to_numpy()]
+        for table, own, other in ((ours, *keys), (theirs, *keys[::-1]))
+    ]
+    if len(kept[0]) == len(ours) and len(kept[1]) == len(theirs):
+        return ours, theirs, ""
+    left, everything = (pd.concat(pair)["scan"].nunique() for pair in (kept, (ours, theirs)))
+    return *kept, f"on the {left} of {everything} {SHARED}"
 
 
 def _common(ours: pd.DataFrame, theirs: pd.DataFrame) -> Iterator[tuple[tuple[int, int], pd.DataFrame]]:

@@ -88,29 +88,32 @@ def evaluate(
     columns = {patient: index for index, patient in enumerate(strata.index)}
     level = settings["level"]
 
-    def estimate(arm: str) -> Estimates:
+    def estimate(arm: str, frame: pd.DataFrame) -> Estimates:
         tuned = {} if cuts is None else thresholds.by_model(cuts, arm)
         cut = settings.get("threshold", 0.5)
-        return estimate_arm(frames[arm], columns, weights, kind, cut, tuned, classes)
+        return estimate_arm(frame, columns, weights, kind, cut, tuned, classes)
 
     def statuses(arm: str) -> pd.Series:
         table = models[arm] if models and arm in models else frames[arm].drop_duplicates(["seed", "fold"])
         return table["status"]
 
-    reference = estimate(control) if control in frames else None
+    reference = estimate(control, frames[control]) if control in frames else None
     tables, comparisons, by_model = [], [], []
     for arm in frames:
-        estimates = reference if arm == control and reference is not None else estimate(arm)
+        estimates = reference if arm == control and reference is not None else estimate(arm, frames[arm])
         tables += [*metric_rows(arm, estimates, level), *training_rows(arm, statuses(arm), estimates, reference)]
         by_model += model_rows(arm, estimates)
         if reference is not None and arm != control:
-            rows = comparison_rows(arm, control, estimates, reference, level)
-            tested = comparing.permutation_p(frames[arm], frames[control], kind, columns, swaps)
+            ours, theirs, note = comparing.shared(frames[arm], frames[control])
+            both = (estimate(arm, ours), estimate(control, theirs)) if note else (estimates, reference)
+            rows = comparison_rows(arm, control, *both, level, note)
+            tested = comparing.permutation_p(ours, theirs, kind, columns, swaps)
             for row in rows:
                 row["p"] = tested.get(row["metric"], np.nan) if row["scope"] == "pooled" else np.nan
             comparisons += rows
             if kind == "binary":
-                comparisons.append(delong_row(arm, control, frames, len(strata), level))
+                n = pd.concat([ours, theirs])["patient"].nunique()
+                comparisons.append(delong_row(arm, control, {arm: ours, control: theirs}, n, level))
     return Tables(
         pd.DataFrame(tables, columns=METRIC_COLUMNS),
         pd.DataFrame(comparisons, columns=COMPARISON_COLUMNS),
@@ -188,9 +191,12 @@ def training_rows(
 
 
 def comparison_rows(
-    arm: str, control: str, estimates: Estimates, reference: Estimates, level: float
+    arm: str, control: str, estimates: Estimates, reference: Estimates, level: float, note: str = ""
 ) -> list[dict[str, Any]]:
-    """Return arm minus control on the same resamples, over the models (seed, fold) for which both have a value."""
+    """Return arm minus control on the same resamples, over the models (seed, fold) for which both have a value.
+
+    `note` says on which scans, where not on all.
+    """
     rows = []
     for key, units in estimates.items():
         if key not in reference:
@@ -204,9 +210,8 @@ def comparison_rows(
         ours, theirs = (uncertainty.over_seeds(_stack(u.seeds(both))) for u in (units, reference[key]))
         low, high = uncertainty.interval(ours - theirs, level)
         everything = set(units.values) | set(reference[key].values)
-        reason = (
-            "" if both == everything else f"over the {len(both)} of {len(everything)} models where both have a value"
-        )
+        few = "" if both == everything else f"over the {len(both)} of {len(everything)} models where both have a value"
+        reason = "; ".join(filter(None, [note, few]))
         rows.append({**row, "difference": ours[0] - theirs[0], "low": low, "high": high, "reason": reason})
     return rows
 

@@ -85,6 +85,7 @@ def by_model(table: pd.DataFrame, arm: str) -> Mapping[tuple[int, int], tuple[fl
 def attach(frame: pd.DataFrame, table: pd.DataFrame, arm: str) -> pd.DataFrame:
     """Return an arm's predictions with the column `threshold` of their models; NaN where a model has none."""
     own = table.loc[table["arm"] == arm, ["fold", "seed", "threshold"]]
+    own = own.astype({"fold": int, "seed": int, "threshold": float})  # a table without rows has no types
     return frame.merge(own, on=["fold", "seed"], how="left")
 
 

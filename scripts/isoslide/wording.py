@@ -69,7 +69,8 @@ def readings(
             spreads = [seed_spread(metrics, name, row["metric"]) for name in (arm, control)]
             seeds = max((spread for spread in spreads if math.isfinite(spread)), default=math.nan)
             small = excludes_zero(row) and abs(row["difference"]) < seeds
-            reads = verdict(row) + (f", but less than the spread over seeds ({number(seeds)})" if small else "")
+            on = f" ({row['reason']})" if comparing.SHARED in row["reason"] else ""
+            reads = verdict(row) + on + (f", but less than the spread over seeds ({number(seeds)})" if small else "")
             result.append(
                 {
                     "arm": arm,

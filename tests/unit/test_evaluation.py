@@ -100,6 +100,20 @@ def test_an_arm_against_itself_differs_by_nothing():
     assert (comparisons[["difference", "low", "high"]].abs().max() < 1e-12).all()
 
 
+def test_an_arm_that_lost_scans_is_compared_on_those_it_has():
+    """The control itself, less the patients it scores worst: better alone, but no better than the control."""
+    frame = predictions("paired").query("seed < 2")
+    error = (frame["p"] - frame["label"]).abs().groupby(frame["patient"]).mean().sort_values()
+    kept = frame[~frame["patient"].isin(error.index[-5:])]
+    table, comparisons, _ = evaluation.evaluate({"paired": frame, "lost": kept}, "paired", "binary", SETTINGS)
+    assert value(table, "lost", "auc") > value(table, "paired", "auc")
+    rows = comparisons[comparisons["difference"].notna()]
+    assert (rows["difference"].abs() < 1e-12).all()
+    left, everything = kept["scan"].nunique(), frame["scan"].nunique()
+    assert rows["reason"].str.startswith(f"on the {left} of {everything} test scans that both arms have").sum() > 20
+    assert comparisons.loc[comparisons["metric"] == "auc_delong", "n"].tolist() == [kept["patient"].nunique()]
+
+
 def test_order_of_rows_and_names_of_scanners_do_not_matter():
     frame = predictions("robust")
     shuffled = frame.sample(frac=1, random_state=1)

@@ -70,3 +70,11 @@ def test_each_model_has_its_own():
     assert risks["rule"].unique().tolist() == ["median_risk"]
     assert risks["threshold"].tolist() == pytest.approx([0.2, 0.3])
     assert thresholds.choose({"robust": tuning}, "regression").empty
+
+
+def test_no_thresholds_at_all_are_attached_as_missing_numbers():
+    """As read from a table without rows: no tuning scan was scored."""
+    empty = pd.DataFrame(columns=thresholds.COLUMNS, dtype=object)
+    frame = thresholds.attach(pd.DataFrame({"fold": [0], "seed": [1]}), empty, "robust")
+    assert frame["threshold"].dtype == float
+    assert frame["threshold"].isna().all()
