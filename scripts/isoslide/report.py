@@ -63,6 +63,7 @@ def render(run: Run) -> tuple[str, list[Drawing]]:
         cohort=sections.cohort_part(run, draw),
         registration=sections.registration_part(run, draw),
         overlays=sections.overlays(run),
+        viewers=sections.viewers(run),
         settings=list(flat(run.config)),
         versions=versions(),
     )

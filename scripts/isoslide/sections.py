@@ -4,6 +4,7 @@ import base64
 import io
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 from PIL import Image
@@ -271,6 +272,14 @@ def overlays(run: Run) -> list[dict[str, str]]:
         if path.exists() and len(found) < MAX_OVERLAYS:
             found.append({"source": picture(path, 170), "text": scan})
     return found
+
+
+def viewers(run: Run) -> list[dict[str, str]]:
+    """Return where the pages and pictures of the scans in the config's `heatmaps` are, relative to the report."""
+    return [
+        {"scan": scan, "page": f"../viewer/{quote(scan)}.html", "picture": f"../viewer/thumbnails/{quote(scan)}.jpg"}
+        for scan in run.config.get("heatmaps", [])
+    ]
 
 
 def picture(path: Path, width: int) -> str:

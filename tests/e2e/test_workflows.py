@@ -1,5 +1,6 @@
 """Whole workflows, as a user runs them."""
 
+import itertools
 import os
 import re
 import shutil
@@ -124,6 +125,31 @@ def test_results_are_complete_and_finite(demo):
     assert "simulated" in page
     assert "not a pathology model" in page
     assert "http://" not in re.sub(r"http://www\.w3\.org/\S+", "", page)
+
+
+def test_heatmaps_say_what_the_predictions_say(demo):
+    succeed(demo, "heatmaps")
+    for task, arm in itertools.product(("response", "survival"), ("paired", "robust")):
+        folder = demo / f"results/heatmaps/{task}/efficientnet_lite0/{arm}"
+        table = status.read(folder / "status.tsv").set_index("scan")
+        assert set(table["status"]) == {"ok"}
+        predictions = pd.read_csv(demo / f"results/predictions/{task}/efficientnet_lite0/{arm}.tsv", sep="\t")
+        tested = predictions[predictions["role"] == "test"].groupby("scan")[["p", "logit"]].mean()
+        for scan in ("P01-1_A", "P01-1_C"):
+            assert float(table.loc[scan, "p"]) == pytest.approx(tested.loc[scan, "p"], abs=1e-5)
+            tiles = pd.read_csv(folder / f"tiles/{scan}.tsv", sep="\t")
+            assert tiles["contribution"].sum() == pytest.approx(tested.loc[scan, "logit"], abs=1e-4)
+            for name in (f"{scan}.png", f"gallery/{scan}.png", f"geojson/{scan}.geojson"):
+                assert (folder / name).stat().st_size > 1000
+    pairs = status.read(demo / "results/scanner_pairs/response/efficientnet_lite0/status.tsv")
+    assert pairs[["scan", "other", "status"]].to_numpy().tolist() == [["P01-1_A", "P01-1_C", "ok"]]
+    viewers = status.read(demo / "results/viewer/status.tsv")
+    assert viewers["status"].tolist() == ["ok", "ok"]
+    page = (demo / "results/viewer/P01-1_A.html").read_text()
+    key = viewers.set_index("scan").loc["P01-1_A", "key"]
+    assert f'"folder": "slides/P01-1_A/{key}"' in page
+    assert (demo / f"results/viewer/slides/P01-1_A/{key}/0/0_0.jpg").exists()
+    assert "../viewer/P01-1_A.html" in (demo / "results/report/index.html").read_text()
 
 
 def test_stages_run_by_name_and_nothing_is_left_to_do(demo):

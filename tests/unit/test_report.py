@@ -142,6 +142,14 @@ def test_a_run_without_comparison_registration_or_pictures_still_gives_a_page(ru
     assert drawings
 
 
+def test_scans_with_heatmaps_are_links(run, page):
+    assert "#heatmaps" not in page[0]
+    text = report.render(bare(run, config=run.config | {"heatmaps": ["S 1&2"]}))[0]
+    links = parsed(text).links
+    assert {"#heatmaps", "../viewer/S%201%262.html", "../viewer/thumbnails/S%201%262.jpg"} <= set(links)
+    assert "S 1&amp;2" in text
+
+
 def test_names_that_look_like_markup_are_escaped(run):
     sheet = run.sheet.assign(exclude="<script>alert(1)</script>", scanner="<b>")
     page, _ = report.render(bare(run, sheet=sheet, notes=["<i>"]))

@@ -169,3 +169,22 @@ def test_the_whole_slide_is_shown_at_first(page, size):
     assert float(known["zoom"]) == pytest.approx(0.96 * min(width / 2007, height / 1121), rel=1e-3)
     assert known["missing"] == "0"
     assert height > 300
+
+
+@needs_browser
+def test_the_report_links_to_pages_that_are_there_and_names_those_that_are_not(tmp_path):
+    """The part of the report's page with the links, and its script."""
+    script = (viewer.TEMPLATES / "page.js").read_text()
+    (tmp_path / "viewer/thumbnails").mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(tmp_path / "viewer/thumbnails/here.jpg")
+    figures = "".join(
+        f'<figure><a href="../viewer/{scan}.html"><img src="../viewer/thumbnails/{scan}.jpg"></a>{scan}</figure>'
+        for scan in ("here", "absent")
+    )
+    page = tmp_path / "report/index.html"
+    page.parent.mkdir()
+    page.write_text(f'<div class="viewers">{figures}</div><script>{script}</script>')
+    text = browse(page, "", "--dump-dom")
+    assert 'href="../viewer/here.html"' in text
+    assert "not made yet, or not beside this page: absent" in text
+    assert "not made yet, or not beside this page: here" not in text

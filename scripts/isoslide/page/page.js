@@ -32,3 +32,9 @@ const unfold = () => {
 };
 addEventListener("hashchange", unfold);
 unfold();
+// Pages of single slides are made by another target, and do not travel with this page: say where there is none.
+for (const image of document.querySelectorAll(".viewers img")) {
+  const absent = () => image.closest("a").replaceWith("not made yet, or not beside this page: ");
+  if (image.complete && !image.naturalWidth) absent();
+  else image.addEventListener("error", absent);
+}
