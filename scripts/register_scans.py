@@ -188,7 +188,11 @@ def _present(path: Path, key: str) -> dict[str, Any] | None:
     """Return the content of a specimen's file that carries the key, or None."""
     if not path.exists():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        logging.warning("%s cannot be read and is made again: %s", path, error)
+        return None
     states = [entry["status"] for entry in content["scans"].values()]
     if content["key"] != key or any(state not in KEPT for state in states):
         return None

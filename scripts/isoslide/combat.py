@@ -57,7 +57,7 @@ def fit(scanners: Sequence[Moments]) -> tuple[np.ndarray, np.ndarray]:
     A feature that is constant over all samples of every scanner stays as it is.
 
     Args:
-        scanners: moments of each scanner's samples; at least two samples each.
+        scanners: moments of each scanner's samples.
     """
     n = np.array([one.n for one in scanners], dtype=float)[:, None]
     means = np.stack([one.mean for one in scanners])
@@ -67,7 +67,8 @@ def fit(scanners: Sequence[Moments]) -> tuple[np.ndarray, np.ndarray]:
     varies = pooled > 0
     sd = np.sqrt(np.where(varies, pooled, 1))
     shift = (means - centre) / sd  # of the standardised features
-    spread = squares / pooled.clip(np.finfo(float).tiny) / (n - 1)
+    spread = squares / pooled.clip(np.finfo(float).tiny) / np.maximum(n - 1, 1)
+    spread[(spread == 0).all(1)] = 1  # of one sample, or of samples all alike, no variance can be told
     mean, var = np.zeros_like(means), np.ones_like(means)
     for i in range(len(scanners)):
         gamma, delta = _shrunk(n[i, 0], shift[i, varies], spread[i, varies])

@@ -174,6 +174,11 @@ def test_a_rerun_keeps_what_stands_and_redoes_the_rest(batch, first_run, monkeyp
     (out / "reg" / "S2.jpg").unlink()
     run(batch, out)
     assert made == ["S2_A"]
+    record = (out / "reg" / "S2.json").read_bytes()
+    (out / "reg" / "S2.json").write_bytes(record[:100])  # damaged on disk
+    run(batch, out)
+    assert (out / "reg" / "S2.json").read_bytes() == record
+    del made[1:]
     monkeypatch.setattr(keys, "code_hash", lambda *modules: "other")
     run(batch, out, "--scans", "S3_A")
     assert made == ["S2_A", "S3_A"]

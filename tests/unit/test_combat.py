@@ -137,3 +137,15 @@ def test_features_of_other_arms_are_not_touched():
     assert combat.apply({}, x, np.zeros((1, 1), dtype=int)) is x
     state = {"tile.0.weight": x}
     assert combat.for_scanner(state, 0) is state
+
+
+@pytest.mark.parametrize("few", [np.array([[3.0, -1, 4]]), np.array([[3.0, -1, 4]] * 5)])
+def test_a_scanner_whose_variance_cannot_be_told_is_moved_and_not_scaled(few):
+    """One tile, or tiles all alike, of a whole scanner: by hand, its mean goes to that of all samples."""
+    many = np.random.default_rng(0).normal(size=(50, 3))
+    sums = [combat.Moments(len(x), x.mean(0), np.square(x - x.mean(0)).sum(0)) for x in (many, few)]
+    mean, var = combat.fit(sums)
+    np.testing.assert_allclose(var[1], 1)
+    np.testing.assert_allclose(few.mean(0) - mean[1], np.concatenate([many, few]).mean(0))
+    assert np.isfinite(mean).all()
+    assert np.isfinite(var).all()
