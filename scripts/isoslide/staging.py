@@ -118,10 +118,9 @@ class Staging:
 def parts(path: Path) -> list[Path]:
     """Return the files that a slide consists of; none where that is not known, or one is missing."""
     suffix = path.suffix.lower()
-    if path.is_dir():
-        return sorted(path.glob("*.dcm"))
-    if suffix == ".dcm":
-        return sorted(path.parent.glob("*.dcm"))
+    if path.is_dir() or suffix == ".dcm":  # OpenSlide looks into every file of the folder, whatever its name
+        folder = path if path.is_dir() else path.parent
+        return sorted(file for file in folder.glob("*") if file.is_file() and file.suffix.lower() not in WHOLE)
     if suffix == ".mrxs":
         return [path, *sorted(file for file in path.with_suffix("").rglob("*") if file.is_file())]
     return [path] if suffix in WHOLE and path.is_file() else []

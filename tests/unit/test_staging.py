@@ -165,3 +165,19 @@ def test_folder_that_cannot_be_used(tmp_path, monkeypatch):
     monkeypatch.setenv("SOMEWHERE", str(tmp_path))
     Staging("$SOMEWHERE/local", 1)
     assert (tmp_path / "local").is_dir()
+
+
+def test_dicom_files_come_along_whatever_their_names(tmp_path):
+    """OpenSlide finds the levels of a DICOM slide by what files hold, not by how they are called."""
+    folder = tmp_path / "dicom"
+    folder.mkdir()
+    names = {"A.DCM", "b.dcm", "level2", "1.2.840.113"}
+    for name in (*names, "other.svs"):
+        (folder / name).write_text(name)
+    assert staging.parts(tmp_path / "gone/a.dcm") == []
+    for path in (folder, folder / "A.DCM", folder / "b.dcm"):
+        assert {file.name for file in staging.parts(path)} == names
+        with staging.Staging(str(tmp_path / "fast"), 1).copy(path) as copy:
+            place = copy if copy.is_dir() else copy.parent
+            assert copy.exists()
+            assert {file.name for file in place.iterdir()} - {staging.LOCK} == names
