@@ -30,14 +30,14 @@ def claim(device: str, environment: MutableMapping[str, str] = os.environ, folde
     if device == "cpu" or (visible is not None and "," not in visible):
         return device
     cards = list_gpus(environment)
-    names = visible.split(",") if visible else list(cards)
+    names = [name.strip() for name in visible.split(",")] if visible else list(cards)
     if not names:
         raise DeviceError("no GPU on this machine (nvidia-smi lists none): set 'device: cpu' in the config, or move")
     folder = folder or tempfile.gettempdir()
     waited = False
     while True:
         for name in names:
-            if _lock(Path(folder, f"isoslide-{cards.get(name, 'gpu' + name)}.lock")):
+            if _lock(Path(folder, f"isoslide-{cards.get(name, name if '-' in name else 'gpu' + name)}.lock")):
                 environment["CUDA_VISIBLE_DEVICES"] = name
                 logging.info("claimed GPU %s of %s", name, ",".join(names))
                 return device

@@ -39,6 +39,17 @@ def test_of_several_visible_gpus_a_free_one_is_claimed(monkeypatch, tmp_path):
     assert {path.name for path in tmp_path.glob("*.lock")} == {"isoslide-GPU-1.lock", "isoslide-GPU-3.lock"}
 
 
+@pytest.mark.parametrize("visible", ["GPU-0,GPU-1", "0, 1"])
+def test_a_card_has_one_lock_however_it_is_named(monkeypatch, tmp_path, visible):
+    environment = fake_nvidia_smi(tmp_path, 2)
+    monkeypatch.setenv("PATH", environment["PATH"])
+    claims = [environment | {"CUDA_VISIBLE_DEVICES": visible}, dict(environment)]
+    for claim in claims:
+        device.claim("cuda", claim, str(tmp_path))
+    assert claims[0]["CUDA_VISIBLE_DEVICES"].removeprefix("GPU-") == "0"
+    assert claims[1]["CUDA_VISIBLE_DEVICES"] == "1"
+
+
 def test_a_listing_of_cards(monkeypatch, tmp_path):
     environment = fake_nvidia_smi(tmp_path, 2)
     monkeypatch.setenv("PATH", environment["PATH"])
