@@ -13,7 +13,7 @@ proof counts, from the finished table, what each part of each fold holds and wha
 import argparse
 import logging
 
-from isoslide import atomic, cli, sheet, split_files, splits
+from isoslide import atomic, cli, outcomes, sheet, split_files, splits
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,6 +40,11 @@ def main(argv: list[str] | None = None) -> None:
     except (sheet.SheetError, splits.SplitError) as error:
         cli.fail(str(error))
     proof = splits.proof(table, scans.set_index("scan")["site"])
+    if left_out := outcomes.without_outcome(table, scans):
+        names = [task[key] for key in ("label", "time", "event") if key in task]
+        out = sheet.included(scans)[lambda rows: ~rows["scan"].isin(table["scan"])]
+        cells = "; ".join(f"{n} {'/'.join(map(repr, cell))}" for cell, n in out[names].value_counts().items())
+        logging.warning("%s; cells of %s: %s", left_out, "/".join(names), cells)
     atomic.write_table(args.proof, proof)
     atomic.write_table(args.output, table)
     for fold, rows in proof.groupby("fold"):

@@ -41,6 +41,22 @@ def outcomes(rows: pd.DataFrame, task: str, settings: Settings) -> pd.DataFrame:
     return _READERS[settings["type"]](rows.copy(), task, settings)
 
 
+def without_outcome(splits: pd.DataFrame, table: pd.DataFrame) -> str:
+    """Return how many included scans a task leaves out because they have no outcome of it; empty where none.
+
+    Args:
+        splits: the task's split table, which has all scans with an outcome.
+        table: the sheet, see `sheet.read`.
+    """
+    used = sheet.included(table)
+    out = used[~used["scan"].isin(splits["scan"])]
+    if out.empty:
+        return ""
+    by_scanner = ", ".join(f"{name} {n}" for name, n in out["scanner"].value_counts().sort_index().items())
+    patients = len(set(out["patient"]) - set(splits["patient"]))
+    return f"{len(out)} of {len(used)} scans have no outcome ({by_scanner}), {patients} patients none at all"
+
+
 def class_names(values: pd.Series, task: str, settings: Settings) -> list[str]:
     """Return the classes in the order of their index: sorted, `positive` as class 1, or as `classes` lists them."""
     classes = sorted(set(values))

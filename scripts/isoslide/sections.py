@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pandas as pd
 from PIL import Image
 
-from isoslide import cohort, evaluation, figures, score_sections, wording
+from isoslide import cohort, evaluation, figures, outcomes, score_sections, wording
 from isoslide.feature_sections import embedding_part, metadata_part
 from isoslide.measures import BY_NAME, CHANCE, METRICS
 from isoslide.run import Draw, Drawing, Result, Run, arms_of, main_metric
@@ -209,7 +209,7 @@ def cohort_part(run: Run, draw: Draw) -> dict[str, Any]:
         caption = "Distinct scans that some fold trains or selects on, by scanner and class."
         drawing = draw(f"{task}-cohort", figure, counts, caption)
         tied = {"association": cohort.association(splits, run.sheet), "metadata": metadata_part(run, task)}
-        tasks.append({"task": task, "figure": drawing} | tied)
+        tasks.append({"task": task, "figure": drawing, "without": outcomes.without_outcome(splits, run.sheet)} | tied)
     lost, listed = cohort.losses(run.sheet, run.stages)
     return {
         "scanners": cohort.by_scanner(run.sheet),

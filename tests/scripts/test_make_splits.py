@@ -44,6 +44,17 @@ def test_table_is_written_and_the_same_again(tmp_path):
     assert set(table["label"]) == {"0", "1"}
 
 
+def test_scans_without_an_outcome_are_counted_with_their_cells(tmp_path, capsys):
+    """A class called none would be lost in silence."""
+    sheet = write_sheet(tmp_path / "slides.tsv", n=21)
+    text = sheet.read_text().replace("S3A\tx.tif\tA\tS3\tyes", "S3A\tx.tif\tA\tS3\tNone")
+    sheet.write_text(text.replace("\tS4\tno", "\tS4\t"))
+    run(sheet, tmp_path / "one.tsv")
+    said = capsys.readouterr().err
+    assert "3 of 42 scans have no outcome (A 2, B 1), 1 patients none at all" in said
+    assert "cells of response: 2 ''; 1 'None'" in said
+
+
 def test_too_few_patients_end_in_one_line_and_no_file(tmp_path):
     sheet = write_sheet(tmp_path / "slides.tsv", n=4)
     with pytest.raises(SystemExit, match=r"error: task 't' fold 0: .* are too few") as error:

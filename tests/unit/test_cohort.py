@@ -2,7 +2,7 @@ import fake_results
 import pandas as pd
 import pytest
 
-from isoslide import cohort, metrics
+from isoslide import cohort, metrics, outcomes
 
 SHEET = fake_results.make_sheet()
 STAGES = {name: table.astype(str) for name, table in fake_results.make_status(SHEET).items()}
@@ -68,3 +68,12 @@ def test_registration_errors_leave_out_the_reference():
     assert {name for name, _ in chosen[:2]} == {"P05-1", "P31-1"}
     assert cohort.examples(errors.iloc[:1]) == [(errors["specimen"].iloc[0], errors["error_um"].iloc[0])]
     assert cohort.examples(pd.DataFrame({"specimen": [], "error_um": []})) == []
+
+
+def test_scans_without_outcome_are_counted():
+    splits = fake_results.make_splits(SHEET, "binary").astype(str)
+    assert outcomes.without_outcome(splits, SHEET) == ""
+    lost = splits[(splits["patient"] != "P01") & (splits["scan"] != "P02-1_A")]
+    used = (SHEET["exclude"] == "").sum()
+    expected = f"5 of {used} scans have no outcome (A 2, B 1, C 1, D 1), 1 patients none at all"
+    assert outcomes.without_outcome(lost, SHEET) == expected

@@ -19,6 +19,7 @@ rule write_report:
             scripts("isoslide/feature_sections.py"),
             scripts("isoslide/figures.py"),
             scripts("isoslide/measures.py"),
+            scripts("isoslide/outcomes.py"),
             scripts("isoslide/report.py"),
             scripts("isoslide/run.py"),
             scripts("isoslide/score_figures.py"),
