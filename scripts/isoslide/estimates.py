@@ -21,6 +21,7 @@ from isoslide.scopes import SIDES, Scope, scopes
 from isoslide.scopes import complete as complete_specimens
 
 Floats = np.ndarray
+FEWER_PAIRS = "over the pairs of scanners that have a value, in some models not all"
 NO_TUNING = (np.nan, "no tuning scans were scored")
 
 
@@ -132,6 +133,8 @@ def estimate_arm(
                     units.values[key], reason = _estimate(_bind(metric, cut), model, own, pairs)
                 if reason:
                     units.reasons[key] = reason
+                elif metric.takes in ("pairs", "decisions") and _partly(metric, key, own, pairs):
+                    units.note = FEWER_PAIRS
     return result
 
 
@@ -240,6 +243,12 @@ def _estimate(metric: Metric, model: Model, scope: Scope, pairs: Pairs) -> tuple
         return parts[0], ""
     values, drawn = (np.array(arrays) for arrays in zip(*parts, strict=True))
     return (uncertainty.over_seeds(values), drawn.mean(0)), ""
+
+
+def _partly(metric: Metric, key: tuple[int, int], scope: Scope, pairs: Pairs) -> bool:
+    """Say whether a pair of scanners of the scope has no value, though both have scans of one specimen."""
+    said = [pairs[metric.name, key, pair][1] for pair in combinations(scope.scanners, 2)]
+    return any(reason not in ("", metrics.NO_PAIRS) for reason in said)
 
 
 def _nothing(weights: Floats) -> weighted.Estimate:

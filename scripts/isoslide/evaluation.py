@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from isoslide import comparing, survival, thresholds, uncertainty
-from isoslide.estimates import Estimates, Floats, estimate_arm
+from isoslide.estimates import FEWER_PAIRS, Estimates, Floats, estimate_arm
 from isoslide.measures import BY_NAME, MAIN
 from isoslide.metrics import Undefined
 
@@ -211,7 +211,8 @@ def comparison_rows(
         low, high = uncertainty.interval(ours - theirs, level)
         everything = set(units.values) | set(reference[key].values)
         few = "" if both == everything else f"over the {len(both)} of {len(everything)} models where both have a value"
-        reason = "; ".join(filter(None, [note, few]))
+        pairs = FEWER_PAIRS if FEWER_PAIRS in (units.note, reference[key].note) else ""
+        reason = "; ".join(filter(None, [note, few, pairs]))
         rows.append({**row, "difference": ours[0] - theirs[0], "low": low, "high": high, "reason": reason})
     return rows
 

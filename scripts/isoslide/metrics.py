@@ -16,6 +16,8 @@ Floats = NDArray[np.float64]
 RISK_TIE = 1e-8
 """Two risks closer than this are one risk to the c-index: float32 models differ in the last bits between machines."""
 
+NO_PAIRS = "no specimen has both scans"
+
 CALIBRATION_BINS = 5
 """Bins of the calibration error; few, because it is computed within a model's test fold."""
 
@@ -281,7 +283,7 @@ def _pair(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
     if a.shape != b.shape:
         raise ValueError(f"Expected paired scores of equal shape, but got {a.shape} and {b.shape}")
     if not a.size:
-        raise Undefined("no specimen has both scans")
+        raise Undefined(NO_PAIRS)
     return _finite(a), _finite(b)
 
 

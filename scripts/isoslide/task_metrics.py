@@ -149,7 +149,7 @@ def _classes(y: ArrayLike, p: ArrayLike) -> tuple[NDArray[np.int64], Floats]:
 def _pair(a: ArrayLike, b: ArrayLike) -> tuple[NDArray, NDArray]:
     a, b = np.asarray(a), np.asarray(b)
     if not a.size:
-        raise Undefined("no specimen has both scans")
+        raise Undefined(metrics.NO_PAIRS)
     return a, b
 
 

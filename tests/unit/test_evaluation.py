@@ -114,6 +114,19 @@ def test_an_arm_that_lost_scans_is_compared_on_those_it_has():
     assert comparisons.loc[comparisons["metric"] == "auc_delong", "n"].tolist() == [kept["patient"].nunique()]
 
 
+def test_a_mean_over_fewer_pairs_of_scanners_says_so():
+    """On two scanners the arm says yes of everyone, so one of three pairs has no kappa; the control has all three."""
+    frame = predictions("paired").query("seed < 2 and scanner != 'D'")
+    ours = frame.assign(p=frame["p"].where(frame["scanner"] == "A", 0.9 + frame["p"] / 100))
+    table, comparisons, _ = evaluation.evaluate({"paired": frame, "robust": ours}, "paired", "binary", SETTINGS)
+    row = table[(table["arm"] == "robust") & (table["metric"] == "kappa") & (table["scope"] == "pooled")].iloc[0]
+    said = "over the pairs of scanners that have a value, in some models not all"
+    assert row["reason"].startswith(said)
+    row = comparisons[(comparisons["metric"] == "kappa") & (comparisons["scope"] == "pooled")].iloc[0]
+    assert said in row["reason"]
+    assert not table["reason"][table["metric"] == "rmse"].str.contains(said).any()
+
+
 def test_order_of_rows_and_names_of_scanners_do_not_matter():
     frame = predictions("robust")
     shuffled = frame.sample(frac=1, random_state=1)
