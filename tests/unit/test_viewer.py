@@ -115,7 +115,7 @@ def browse(page, hash_, *arguments, size="800,600"):
 def facts(page, hash_, **options):
     """What the page says of itself: attributes data-* of its body."""
     body = re.search(r"<body([^>]*)>", browse(page, hash_, "--dump-dom", **options))[1]
-    return dict(re.findall(r'data-(\w+)="([^"]*)"', body))
+    return dict(re.findall(r'data-([\w-]+)="([^"]*)"', body))
 
 
 def picture(page, hash_, **options):
@@ -169,6 +169,43 @@ def test_the_whole_slide_is_shown_at_first(page, size):
     assert float(known["zoom"]) == pytest.approx(0.96 * min(width / 2007, height / 1121), rel=1e-3)
     assert known["missing"] == "0"
     assert height > 300
+
+
+HANDS = """
+const under = (x, y) => [x - canvas.clientWidth / 2, y - canvas.clientHeight / 2].map((d, i) =>
+  (d / view.zoom + [view.x, view.y][i]).toFixed(1)).join(",");
+const top_ = canvas.getBoundingClientRect().top;
+const send = (kind, x, y, more) => canvas.dispatchEvent(
+  new (kind === "wheel" ? WheelEvent : PointerEvent)(kind, { clientX: x, clientY: y + top_, bubbles: true, ...more }));
+canvas.setPointerCapture = () => {};
+const told = document.body.dataset;
+told.before = under(300, 200);
+send("wheel", 300, 200, { deltaY: -400 });
+told.wheel = under(300, 200); told.closer = view.zoom > 1;
+send("pointerdown", 300, 200, { pointerId: 1 });
+send("pointermove", 340, 170, { pointerId: 1 });
+told.drag = under(340, 170);
+send("pointerdown", 440, 170, { pointerId: 2 });
+told.second = under(440, 170);
+const zoom = view.zoom;
+send("pointermove", 540, 170, { pointerId: 2 });
+told.first_after = under(340, 170); told.second_after = under(540, 170); told.factor = (view.zoom / zoom).toFixed(3);
+send("pointerup", 340, 170, { pointerId: 1 }); send("pointerup", 540, 170, { pointerId: 2 });
+byId("whole").click(); paint();
+told.tile = byId("tile").textContent;
+"""
+
+
+@needs_browser
+def test_wheel_and_fingers_keep_the_place_under_them(page):
+    hands = page.with_name("hands.html")
+    hands.write_text(page.read_text(encoding="utf-8").replace("</body>", f"<script>{HANDS}</script></body>"))
+    told = facts(hands, "x=900&y=500&zoom=1&layer=score")
+    assert told["closer"] == "true"
+    assert told["before"] == told["wheel"] == told["drag"] == told["first_after"]
+    assert told["second"] == told["second_after"]
+    assert told["factor"] == "2.000"
+    assert told["tile"] == "tile 1: attention 1, contribution 0, score 0.5"
 
 
 @needs_browser

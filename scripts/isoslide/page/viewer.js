@@ -179,11 +179,10 @@ canvas.addEventListener("pointermove", (event) => {
   if (!before) return tell(event);
   const [other] = [...fingers.values()].filter((one) => one.pointerId !== event.pointerId);
   if (other) {
+    // The other finger rests for this event: what lies under it stays there, and so does what lies under this one.
     const apart = (one) => Math.hypot(one.offsetX - other.offsetX, one.offsetY - other.offsetY) || 1;
-    zoomBy(apart(event) / apart(before), (event.offsetX + other.offsetX) / 2, (event.offsetY + other.offsetY) / 2);
-  }
-  const share = other ? 0.5 : 1; // the middle of two fingers moves half as far as the one that moves
-  move((event.offsetX - before.offsetX) * share, (event.offsetY - before.offsetY) * share);
+    zoomBy(apart(event) / apart(before), other.offsetX, other.offsetY);
+  } else move(event.offsetX - before.offsetX, event.offsetY - before.offsetY);
   fingers.set(event.pointerId, event);
 });
 for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, (event) => fingers.delete(event.pointerId));
