@@ -2,7 +2,8 @@
 
 snakemake --cores 4            everything, up to the report
 snakemake --cores 4 features   up to a stage: checks tissue registrations tiles features
-                               splits models predictions evaluations report heatmaps exports
+                               splits models predictions evaluations report heatmaps exports;
+                               apply: scores of new slides
 snakemake -n                   what would run, and why
 """
 
@@ -35,6 +36,7 @@ include: "workflow/rules/predictions.smk"
 include: "workflow/rules/evaluations.smk"
 include: "workflow/rules/heatmaps.smk"
 include: "workflow/rules/exports.smk"
+include: "workflow/rules/applications.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -147,6 +149,12 @@ rule exports:
             encoder=ENCODERS,
             arm=ARMS,
         ),
+
+
+rule apply:
+    """Stage: scores of the scans by the model folders that the config names under `apply`."""
+    input:
+        expand("results/applied/{application}.tsv", application=CARDS),
 
 
 # Named `report` on the command line too: the page, not snakemake's own report.

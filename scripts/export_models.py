@@ -22,8 +22,6 @@ import pandas as pd
 
 from isoslide import atomic, cli, model_folder, status
 
-SLIDE_COLUMNS = ("scan", "mpp_x", "mpp_y", "red_mean", "green_mean", "blue_mean", "red_sd", "green_sd", "blue_sd")
-
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
@@ -56,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = exporting.training_rows(splits, arm, short.scans)
     for path in args.slides:
         table = status.read(path)
-        rows = rows.merge(table[[name for name in SLIDE_COLUMNS if name in table]], on="scan")
+        rows = rows.merge(table[[name for name in ("scan", *ranges.SLIDE_COLUMNS) if name in table]], on="scan")
     folder = args.output.parent
     members = [copy(Path(path), card, folder) for path, card in cards.items()]
     ranges.write(folder / model_folder.RANGE, ranges.build(rows, short.of(rows["scan"])))
@@ -98,12 +96,12 @@ def describe(
         "stain": stain,
     }
     sizes = {name: origin[name] for name in ("tile_px", "mpp", "tile_um") if name in origin}
-    cut = exporting.threshold(status.read(args.thresholds), args.arm, members)
+    cuts = exporting.thresholds(status.read(args.thresholds), args.arm, members)
     return {
         "format": model_folder.FORMAT,
         "task": {"name": args.task, "settings": task, "classes": exporting.class_names(splits, task)},
         "score": exporting.score_meaning(task),
-        "threshold": cut,
+        "threshold": exporting.threshold(cuts, task),
         "arm": {"name": args.arm, "settings": settings["arm"], "training": settings["training"]},
         "encoder": args.encoder | {"dim": members[0]["shape"]["inputs"]} | sizes | made,
         "preprocessing": args.settings,
@@ -113,7 +111,7 @@ def describe(
             "sha256": model_folder.file_hash(args.output.parent / model_folder.RANGE),
         },
         "metrics": exporting.metrics(status.read(args.metrics), args.arm),
-        "models": members,
+        "models": [one | {"threshold": cut} for one, cut in zip(members, cuts, strict=True)],
         "intended_use": exporting.INTENDED_USE,
         "limits": exporting.limits(args.encoder.get("pathology", True)),
         "versions": exporting.versions(),

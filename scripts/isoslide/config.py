@@ -27,6 +27,11 @@ def complete(config: Mapping[str, Any], schema_path: str | Path) -> dict[str, An
     """
     schema = yaml.safe_load(Path(schema_path).read_text(encoding="utf-8"))
     _validate(config, schema)
+    if "encoders" not in config and not config.get("apply"):
+        raise ConfigError(
+            "config encoders: missing: name encoders of resources/encoders.yaml, or a model folder under 'apply', "
+            "whose encoder is then taken"
+        )
     if any("grid" in arm for arm in config.get("arms", {}).values()):
         config = {**config, "arms": expand(config["arms"])}
         _validate(config, schema)

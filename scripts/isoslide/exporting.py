@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from isoslide import __version__, outcomes
+from isoslide.thresholds import RULES
 
 MEAN = "mean"  # seed of the rows of a metrics table that are of all models
 PACKAGES = ("torch", "numpy", "safetensors", "onnx")
@@ -80,23 +81,28 @@ def class_names(splits: pd.DataFrame, task: Mapping[str, Any]) -> list[str]:
     return list(names.sort_values("label", key=lambda label: label.astype(int))["class"])
 
 
-def threshold(cuts: pd.DataFrame, arm: str, models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return where the ensemble's score is cut: at the mean of the thresholds that its models got on tuning scans.
-
-    The mean score is at least the mean threshold just where the models, on average, are at or above their own.
+def thresholds(cuts: pd.DataFrame, arm: str, models: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """Return the threshold that each model got on its tuning scans.
 
     Args:
         cuts: table of thresholds, as text.
         arm: name.
         models: with fold and seed.
     """
-    wanted = {(str(one["fold"]), str(one["seed"])) for one in models}
-    own = cuts[(cuts["arm"] == arm) & (cuts["threshold"] != "")]
-    own = own[[pair in wanted for pair in zip(own["fold"], own["seed"], strict=True)]]
-    if own.empty:
-        return {"value": None, "rule": "", "n_models": 0}
-    value = float(np.mean(own["threshold"].astype(float)))
-    return {"value": value, "rule": own["rule"].iloc[0], "n_models": len(own)}
+    own = cuts[cuts["arm"] == arm]
+    found = {(row.fold, row.seed): _number(row.threshold) for row in own.itertuples()}
+    return [found.get((str(one["fold"]), str(one["seed"]))) for one in models]
+
+
+def threshold(cuts: Sequence[float | None], task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where the ensemble's score is cut: at the mean of the thresholds of its models.
+
+    The mean score is at least the mean threshold just where the models, on average, are at or above their own; with a
+    model that has none there is no such cut.
+    """
+    known = [cut for cut in cuts if cut is not None]
+    value = float(np.mean(known)) if known and len(known) == len(cuts) else None
+    return {"value": value, "rule": RULES.get(task["type"], ""), "n_models": len(known)}
 
 
 def metrics(table: pd.DataFrame, arm: str) -> list[dict[str, Any]]:

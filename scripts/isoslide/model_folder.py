@@ -68,6 +68,58 @@ def features_name(card: Mapping[str, Any]) -> str:
     return f"{encoder['id']}+{encoder['stain']}" if encoder["stain"] else encoder["id"]
 
 
+def complete(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return the configuration with the encoders of the folders that it applies, and their cards by name.
+
+    Raises:
+        FolderError: a folder that cannot be read, or whose encoder the configuration leaves out.
+    """
+    cards = {name: read_card(folder) for name, folder in config["apply"].items()}
+    found = list(dict.fromkeys(card["encoder"]["id"] for card in cards.values()))
+    encoders = config.get("encoders", found)
+    for name, card in cards.items():
+        own = card["encoder"]["id"]
+        if own not in encoders:
+            raise FolderError(
+                f"config apply.{name}: the models of {config['apply'][name]} were trained on encoder {own}, the config "
+                f"has {list(encoders)}: add it to 'encoders', or leave that key out"
+            )
+        if card["encoder"]["imported"] and own not in config["import"]:
+            raise FolderError(
+                f"config apply.{name}: the models of {config['apply'][name]} were trained on imported features "
+                f"{own!r}: say under import.{own} where those of these scans are"
+            )
+    return {**config, "encoders": encoders}, cards
+
+
+def check(config: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]], registry: Mapping[str, Encoder]) -> None:
+    """Refuse, before any job, models of another encoder, or slides that would be read in another way.
+
+    Raises:
+        FolderError: the first that does not fit.
+    """
+    if cards and not config["tasks"] and Path("results/models").is_dir():
+        raise FolderError(
+            "config apply: results/ holds a trained cohort, whose tables a run on other slides would overwrite: run in "
+            "a folder of its own, snakemake --directory FOLDER"
+        )
+    for name, card in cards.items():
+        encoder = card["encoder"]
+        if encoder["imported"] != (encoder["id"] in config["import"]):
+            raise FolderError(
+                f"config import.{encoder['id']}: the models of {config['apply'][name]} were trained on features of the "
+                "registry's encoder of that name: leave the block out, or give the imported ones another name"
+            )
+        if not encoder["imported"]:
+            check_encoder(config["apply"][name], card, registry[encoder["id"]], config["weights"])
+            check_reading(config["apply"][name], card, config)
+
+
+def stained(cards: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the encoder of each features variant that the models of folders take, by the variant's name."""
+    return {features_name(card): card["encoder"]["id"] for card in cards.values() if card["encoder"]["stain"]}
+
+
 def check_encoder(folder: str | Path, card: Mapping[str, Any], entry: Encoder, folder_of_weights: str | Path) -> None:
     """Refuse a registry entry that is not the encoder of the card, or weights that were fetched as another file.
 
@@ -113,6 +165,20 @@ def check_tiles(folder: str | Path, card: Mapping[str, Any], origin: Mapping[str
                 f"model folder {folder}: trained on tiles of {known:g} {unit} ({name}), these are of {own:g} {unit}: "
                 f"cut tiles of {known:g} {unit}"
             )
+
+
+def check_dim(folder: str | Path, card: Mapping[str, Any], dim: int) -> None:
+    """Refuse features of another length.
+
+    Raises:
+        FolderError: with both lengths.
+    """
+    known = card["encoder"]["dim"]
+    if known != dim:
+        raise FolderError(
+            f"model folder {folder}: trained on {known} features a tile, these have {dim}: make or import features of "
+            f"{card['encoder']['id']}"
+        )
 
 
 def check_reading(folder: str | Path, card: Mapping[str, Any], config: Mapping[str, Any]) -> None:

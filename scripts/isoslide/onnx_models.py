@@ -61,6 +61,8 @@ class Ensemble(nn.Module):
 
 def write(path: str | Path, members: Sequence[Member]) -> None:
     """Write the graph of an ensemble that does not `lack` one."""
+    for name in ("onnxscript", "onnx_ir"):  # which log every step of their own work
+        logging.getLogger(name).setLevel(logging.WARNING)
     example = torch.zeros(EXAMPLE_TILES, members[0].shape.inputs)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # of the exporter's own use of torch

@@ -24,6 +24,7 @@ from isoslide import atomic
 from isoslide.summaries import Summaries
 
 COLOURS = ("red_mean", "green_mean", "blue_mean", "red_sd", "green_sd", "blue_sd")
+SLIDE_COLUMNS = ("mpp_x", "mpp_y", *COLOURS)  # of the status tables of checks and tissue
 WORDS = {"mean": "{colour} in the mean", "sd": "SD of {colour}"}
 MPP_TOLERANCE = 0.02  # relative; what files of one scanner differ by
 COLOUR_TAILS = (0.005, 0.995)  # quantiles of the training scans; of fewer than 200 nearly the smallest and the largest

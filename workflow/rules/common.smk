@@ -28,12 +28,14 @@ try:
     config = configuration.complete(
         config, os.path.join(workflow.basedir, "workflow/schemas/config.schema.yaml")
     )
+    config, CARDS = model_folder.complete(config)
     IMPORTED = [name for name in config["encoders"] if name in config["import"]]
     NATIVE = [name for name in config["encoders"] if name not in IMPORTED]
     REGISTRY = registry.load(REGISTRY_FILE, NATIVE, config["weights"])
     configuration.check(config, REGISTRY)
     SHEET = sheet.read(config["sheet"])
-    STAINED = configuration.stained(config)
+    model_folder.check(config, CARDS, REGISTRY)
+    STAINED = configuration.stained(config) | model_folder.stained(CARDS)
     REGISTRY |= {name: REGISTRY[encoder] for name, encoder in STAINED.items()}
     REGISTERED = [n for n in IMPORTED if imports.needs_slides(config["import"][n])]
     USES_SLIDES = bool(NATIVE or REGISTERED)
@@ -44,7 +46,12 @@ try:
     for name in IMPORTED:
         imports.check(name, config["import"][name], SHEET)
     configuration.check_sheet(config, SHEET)
-except (configuration.ConfigError, registry.RegistryError, sheet.SheetError) as error:
+except (
+    configuration.ConfigError,
+    model_folder.FolderError,
+    registry.RegistryError,
+    sheet.SheetError,
+) as error:
     cli.fail(str(error))
 
 SHEET = SHEET.sort_values("scan")  # so that the order of its rows starts no job
@@ -213,6 +220,19 @@ def facts_of_encoder(wildcards):
         else model_folder.entry_facts(REGISTRY[name])
     )
     return json.dumps(known)
+
+
+def features_of_application(wildcards):
+    """Status table of the features that the models of a folder take."""
+    name = model_folder.features_name(CARDS[wildcards.application])
+    return f"results/status/features/{name}.tsv"
+
+
+def slides_of_application(wildcards):
+    """Status tables that say what the scans look like; none where the features are imported."""
+    imported = CARDS[wildcards.application]["encoder"]["imported"]
+    stages = () if imported else ("checks", "tissue")
+    return [f"results/status/{stage}.tsv" for stage in stages]
 
 
 def gate_of_encoder(wildcards):
