@@ -160,6 +160,35 @@ def test_stages_run_by_name_and_nothing_is_left_to_do(demo):
         assert planned(demo, stage) == {}
 
 
+def test_models_score_two_copies_of_a_real_slide(demo, shared):
+    """Made from one slide, the cohort is far from it; its copy was compressed anew. docs/using.md has the numbers."""
+    succeed(demo, "exports")
+    folder = demo / "new slides"
+    folder.mkdir()
+    files = {"svs": "CMU-1-Small-Region.svs", "dicom": "CMU-1-Small-Region.dicom"}
+    lines = [f"{name}\t{shared / 'data/slides' / file}\t{name}" for name, file in files.items()]
+    lines.append("broken\tbroken.svs\tsvs")
+    (folder / "broken.svs").write_bytes(b"no slide")
+    (folder / "slides.tsv").write_text("\n".join(["scan\tpath\tscanner", *lines]) + "\n")
+    config = (demo / "config/predict.yaml").read_text().replace("  # survival:", "  survival:")
+    (folder / "predict.yaml").write_text(config)
+    arguments = ["apply", "--directory", str(folder), "--configfile", str(folder / "predict.yaml")]
+    succeed(demo, *arguments)
+    for task in ("response", "survival"):
+        table = pd.read_csv(folder / f"results/applied/{task}.tsv", sep="\t").set_index("scan")
+        assert table["status"].to_dict() == {"broken": "unreadable", "dicom": "ok", "svs": "ok"}
+        assert np.isnan(table.loc["broken", "p"])
+        good = table.loc[["svs", "dicom"]]
+        assert good["p"].between(0, 1).all()
+        assert set(good["out_of_range"]) == {"yes"}
+        assert good["range_reasons"].str.contains("did not train").all()
+        assert good["range_reasons"].str.contains("from the nearest training scan").all()
+        assert abs(good.loc["svs", "p"] - good.loc["dicom", "p"]) < 0.32
+    both = [read_features(folder / f"results/features/efficientnet_lite0/{name}.h5") for name in files]
+    assert both[0].index.tolist() == both[1].index.tolist()  # the same tiles
+    assert "Nothing to be done" in succeed(demo, *arguments, "-n")
+
+
 def test_a_touch_runs_nothing_and_an_edit_runs_its_stage_only(demo):
     for path in [
         *demo.glob("scripts/**/*.py"),

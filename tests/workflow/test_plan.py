@@ -1,5 +1,6 @@
 """What would run, and what is refused before anything runs: `snakemake -n` as a user types it."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from isoslide import model_folder as card_facts
 from isoslide import registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -301,3 +303,98 @@ def test_trident_and_its_weights_are_missed_before_the_first_job(tmp_path, monke
     assert all(re.search(r"resources:.*\bgpu=1\b", job) for job in tissue)
     monkeypatch.delenv("PYTHONPATH")
     assert snakemake("--cores", "2", "-n", "checks", *changes, folder=tmp_path).returncode == 0
+
+
+def model_folder_of(folder, encoder="efficientnet_lite0", imported=False, **changes):
+    """A model folder as the plan sees it: a card, and files that stand for its models."""
+    path = folder / "model"
+    path.mkdir()
+    (path / "range.safetensors").touch()
+    (path / "a.safetensors").touch()
+    facts = card_facts.imported_facts(encoder)
+    if not imported:
+        facts = card_facts.entry_facts(registry.load(ROOT / "resources/encoders.yaml")[encoder])
+    reading = {"reading": {"icc": "ignore", "downsampling": "fast"}, "tiles": {"overlap": 0}}
+    card = {"format": card_facts.FORMAT, "models": [{"file": "a.safetensors"}], "preprocessing": reading}
+    card["encoder"] = facts | {"weights_sha256": "", "stain": ""} | changes
+    (path / "card.json").write_text(json.dumps(card))
+    return path
+
+
+def new_slides(folder, **changes):
+    """Three slides and the example of a configuration for new slides, with changes; the arguments of snakemake."""
+    lines = ["scan\tpath\tscanner"]
+    for scan in "abc":
+        (folder / f"{scan}.svs").touch()
+        lines.append(f"{scan}\t{scan}.svs\tX")
+    (folder / "slides.tsv").write_text("\n".join(lines) + "\n")
+    config = yaml.safe_load((ROOT / "config/predict.yaml").read_text()) | {"apply": {"response": "model"}} | changes
+    (folder / "predict.yaml").write_text(yaml.safe_dump(config))
+    return ["-n", "apply", "--quiet", "rules", "--configfile", str(folder / "predict.yaml")]
+
+
+def test_new_slides_go_through_the_same_rules(tmp_path):
+    """Three slides are one batch; no label, task or arm, and the encoder is that of the card."""
+    model_folder_of(tmp_path)
+    done = snakemake(*new_slides(tmp_path), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    counts = job_counts(done.stdout + done.stderr)
+    slides = ("check_slides", "segment_tissue", "register_scans", "tile_scans", "extract_features", "apply_models")
+    assert counts == dict.fromkeys(slides, 1) | {"collect_status": 4, "apply": 1, "total": 11}
+
+
+def test_models_on_normalised_tiles_want_such_features(tmp_path):
+    model_folder_of(tmp_path, stain="macenko")
+    arguments = [one for one in new_slides(tmp_path) if one not in ("--quiet", "rules")]
+    done = snakemake(*arguments, "-p", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--features results/status/features/efficientnet_lite0+macenko.tsv" in done.stdout + done.stderr
+
+
+def test_new_scans_with_imported_features(tmp_path):
+    model_folder_of(tmp_path, encoder="mine", imported=True)
+    (tmp_path / "a.npz").touch()
+    done = snakemake(*new_slides(tmp_path, **{"import": {"mine": {"path": "{scan}.npz"}}}), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    counts = job_counts(done.stdout + done.stderr)
+    assert counts == {"import_features": 1, "collect_status": 1, "apply_models": 1, "apply": 1, "total": 4}
+
+
+BAD_APPLICATIONS = {
+    "no folder": ({"apply": {"response": "gone"}}, {}, r"error: model folder gone: no such folder: correct the path"),
+    "no card": ({"apply": {"response": "."}}, {}, r"error: model folder \.: no card.json: name a folder that the targ"),
+    "other encoder": (
+        {"encoders": ["uni"]},
+        {},
+        r"error: config apply.response: the models of model were trained on encoder efficientnet_lite0, the config has",
+    ),
+    "other tiles": ({}, {"tile_px": 256}, r"error: model folder model: encoder efficientnet_lite0 had tile_px 256 in "),
+    "other reading": (
+        {"reading": {"icc": "srgb"}},
+        {},
+        r"error: model folder model: trained with reading.icc 'ignore'",
+    ),
+    "no imported features": ({}, {"imported": True}, r"error: config apply.response: the models of model were trained"),
+    "nothing to do": (
+        {"apply": {}},
+        {},
+        r"error: config encoders: missing: name encoders of resources/encoders.yaml, or",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_APPLICATIONS)
+def test_a_folder_that_does_not_fit_is_refused_before_any_job(tmp_path, name):
+    changes, facts, message = BAD_APPLICATIONS[name]
+    model_folder_of(tmp_path, **facts)
+    lines = lines_of_error(snakemake(*new_slides(tmp_path, **changes), folder=tmp_path))
+    assert len(lines) == 1
+    assert re.match(message, lines[0])
+
+
+def test_a_trained_cohort_is_not_written_over(tmp_path):
+    model_folder_of(tmp_path)
+    (tmp_path / "results/models").mkdir(parents=True)
+    lines = lines_of_error(snakemake(*new_slides(tmp_path), folder=tmp_path))
+    assert len(lines) == 1
+    assert "results/ holds a trained cohort, whose tables a run on other slides would overwrite" in lines[0]

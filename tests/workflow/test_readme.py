@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import predict_scans
-from isoslide import evaluation, models, splits, status, training
+from isoslide import applying, evaluation, models, splits, status, training
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,5 +33,7 @@ def test_the_formats_name_every_column():
     text = re.sub(r"```.*?```", "", (ROOT / "docs/formats.md").read_text(), flags=re.DOTALL)
     named = {name for code in re.findall(r"`([^`]+)`", text) for name in re.findall(r"\w+", code)}
     tables = (status.COLUMNS, splits.COLUMNS, models.COLUMNS, predict_scans.COLUMNS, training.CURVE)
-    wanted = {name for columns in (*tables, evaluation.METRIC_COLUMNS) for name in columns}
+    wanted = {
+        name for columns in (*tables, evaluation.METRIC_COLUMNS, applying.COLUMNS, applying.AFTER) for name in columns
+    }
     assert wanted - named == set()
