@@ -51,20 +51,26 @@ def summarise(table_path: str | Path) -> Summaries:
     """Return the summaries of the scans that a status table of features calls ok, in its order.
 
     Raises:
-        SummaryError: files of different encoders, weights or tiles; or no file.
+        SummaryError: files of different encoders, weights or tiles; no file, or not the one that the table means.
     """
     table = status.read(table_path)
     scans, counts, means, variances, origins = [], [], [], [], {}
     for row in table[table["status"] == status.OK].to_dict("records"):
-        with h5py.File(row["path"], "r") as file:
-            dataset = file["features"]
-            if not len(dataset):
-                continue
-            mean, variance = _moments(dataset)
-            counts.append(len(dataset))
-            attrs = {name: _plain(file.attrs[name]) for name in ORIGIN if name in file.attrs}
+        again = f"extract the features of scan {row['scan']!r} again"
+        try:
+            with h5py.File(row["path"], "r") as file:
+                attrs = {name: _plain(value) for name, value in file.attrs.items() if name in (*ORIGIN, "key")}
+                n_tiles = len(file["features"])
+                mean, variance = _moments(file["features"]) if n_tiles else (None, None)
+        except FileNotFoundError as error:
+            raise SummaryError(f"no file {row['path']}: {again}") from error
+        if attrs.pop("key", row["key"]) != row["key"]:  # made by hand, with other settings
+            raise SummaryError(f"{row['path']}: not the features that the status table means: {again}")
+        if not n_tiles:
+            continue
         origins.setdefault(json.dumps(attrs, sort_keys=True), row["scan"])
         scans.append(row["scan"])
+        counts.append(n_tiles)
         means.append(mean)
         variances.append(variance)
     if not scans:

@@ -51,3 +51,14 @@ def test_files_of_two_makers_are_refused_in_one_line(tmp_path):
     status.write(tmp_path / "none.tsv", [status.failed({"scan": "a", "specimen": "a", "scanner": "A"}, "bad", "x")])
     with pytest.raises(summaries.SummaryError, match="no scan has features"):
         summaries.summarise(tmp_path / "none.tsv")
+
+
+def test_files_that_are_gone_or_others_are_refused(tmp_path):
+    table = write(tmp_path, (3, 3))
+    with h5py.File(tmp_path / "s1.h5", "a") as file:
+        file.attrs["key"] = "other"
+    with pytest.raises(summaries.SummaryError, match="s1.h5: not the features that the status table means: extract"):
+        summaries.summarise(table)
+    (tmp_path / "s0.h5").unlink()
+    with pytest.raises(summaries.SummaryError, match="no file .*s0.h5: extract the features of scan 's0' again"):
+        summaries.summarise(table)
