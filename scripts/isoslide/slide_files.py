@@ -39,7 +39,7 @@ def open_file(path: Path) -> openslide.AbstractSlide | tiff_levels.TiffImage:
     Raises:
         SlideError: `missing`, `unreadable` or `unsupported_codec`.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # also where a folder may not be entered
         raise SlideError("missing", f"no file {path}")
     companion = path.with_suffix("")
     if path.suffix.lower() == ".mrxs" and not companion.is_dir():
