@@ -21,7 +21,7 @@ import pandas as pd
 
 from isoslide import atomic, cli
 
-WITHOUT_EFFECT = ("seeds", "device")  # settings of the training that a model's content key leaves out
+WITHOUT_EFFECT = ("seeds", "device", "preset")  # settings of the training that a model's content key leaves out
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -82,7 +82,12 @@ def train(args: argparse.Namespace, rows: pd.DataFrame, features) -> list[dict]:
         "n_specimens": sampling.batch_size(fold_specimens, arm["sampler"], settings["specimens"]),
         "n_tiles": min(settings["tiles"], max(features.size(i) for i in range(len(features.scans)))),
     }
-    logging.info("%d specimens and %d tiles per scan in a step", *sizes.values())
+    logging.info(
+        "preset %s: %d steps, %d specimens and %d tiles per scan in a step",
+        settings.get("preset", "none"),
+        settings["steps"],
+        *sizes.values(),
+    )
     sizes_of_model = ("width", "layers", "attention", "dropout", "aggregator")
     shape = layers.Shape(features.dim, outputs, *(settings[name] for name in sizes_of_model))
     wanted = [training.Model(fold, seed) for fold in folds for seed in range(settings["seeds"])]

@@ -13,7 +13,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from isoslide import __version__, feature_sections, figures, sections, wording
+from isoslide import __version__, feature_sections, figures, presets, sections, wording
 from isoslide.measures import BY_NAME
 from isoslide.run import Draw, Drawing, Run, case_name, main_metric, robust_arms
 
@@ -78,6 +78,7 @@ def overview(run: Run) -> dict[str, Any]:
         "specimens": used["specimen"].nunique(),
         "scans": len(used),
         "scanners": used["scanner"].nunique(),
+        "paired": presets.paired_specimens(run.sheet),
         "models": sum(len(models) for result in run.results for models in result.models.values()),
         "encoders": sorted({result.encoder for result in run.results}),
         "tasks": list(dict.fromkeys(result.task for result in run.results)),

@@ -8,8 +8,9 @@ import sys
 
 sys.path.insert(0, os.path.join(workflow.basedir, "scripts"))
 
-from isoslide import cli, imports, model_folder, registry, segmenters, sheet, weights
+from isoslide import cli, imports, model_folder, presets, registry, segmenters, sheet, weights
 from isoslide import config as configuration
+from snakemake.logging import logger
 
 
 def at_base(path):
@@ -25,6 +26,7 @@ def scripts(name):
 REGISTRY_FILE = at_base("resources/encoders.yaml")
 
 try:
+    GIVEN = config
     config = configuration.complete(
         config, os.path.join(workflow.basedir, "workflow/schemas/config.schema.yaml")
     )
@@ -34,6 +36,8 @@ try:
     REGISTRY = registry.load(REGISTRY_FILE, NATIVE, config["weights"])
     configuration.check(config, REGISTRY)
     SHEET = sheet.read(config["sheet"])
+    PAIRED = presets.paired_specimens(SHEET)
+    config = presets.fill(config, GIVEN, PAIRED)
     model_folder.check(config, CARDS, REGISTRY)
     STAINED = configuration.stained(config) | model_folder.stained(CARDS)
     REGISTRY |= {name: REGISTRY[encoder] for name, encoder in STAINED.items()}
@@ -53,6 +57,9 @@ except (
     sheet.SheetError,
 ) as error:
     cli.fail(str(error))
+
+if workflow.is_main_process and config["tasks"]:
+    logger.info(presets.sentence(config, PAIRED))
 
 SHEET = SHEET.sort_values("scan")  # so that the order of its rows starts no job
 BATCHES = sheet.batches(SHEET, config.get("batch_size"))

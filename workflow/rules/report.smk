@@ -20,6 +20,7 @@ rule write_report:
             scripts("isoslide/figures.py"),
             scripts("isoslide/measures.py"),
             scripts("isoslide/outcomes.py"),
+            scripts("isoslide/presets.py"),
             scripts("isoslide/report.py"),
             scripts("isoslide/run.py"),
             scripts("isoslide/score_figures.py"),
