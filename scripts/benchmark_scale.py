@@ -5,9 +5,10 @@
 
 Writes features files as extract_features.py does, two scans per specimen (kept for the next call), and times for each
 size of the cohort: opening it, drawing the tiles of a step of the reference settings (16 specimens x 2 scans x 512
-tiles; `draw_cpu_ms` leaves out waiting for the disk and other processes), and whole steps of one model. Rows say how
-the features were held: in memory, or in their files. `--cold` first asks the system to forget the files it holds in
-memory.
+tiles; `draw_cpu_ms` leaves out waiting for the disk and other processes), and whole steps of one model: each drawing
+its own tiles (`alone_ms`), and as training does, where the tiles of the next step are read while one computes
+(`step_ms`). Rows say how the features were held: in memory, or in their files. `--cold` asks the system to forget the
+files it holds in memory, before the drawing and before each kind of step; every kind then has batches of its own.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import logging
 import os
 import resource
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -87,12 +89,11 @@ def measure(args: argparse.Namespace, n: int, rows: pd.DataFrame) -> dict[str, o
     opened = time.perf_counter() - start
     tiles = steps.Tiles(features.tensor(), torch.device("cpu"), torch.float32)
     source = sampling.paired(fold, features, np.random.default_rng(1), SPECIMENS, TILES)
-    batches, drawn = [], []
+    drawn = []
     for batch in islice(source, args.draws + 1):
         start, used = time.perf_counter(), time.process_time()
         tiles.draw(torch.from_numpy(batch.rows))
         drawn.append((time.perf_counter() - start, time.process_time() - used))
-        batches.append(batch)
     row = {
         "scans": n,
         "feature_gb": round(n * args.tiles * args.dim * 2 / 1e9, 2),
@@ -101,7 +102,8 @@ def measure(args: argparse.Namespace, n: int, rows: pd.DataFrame) -> dict[str, o
         "open_s": round(opened, 2),
         "draw_ms": round(1e3 * float(np.median([clock for clock, _ in drawn[1:]])), 1),
         "draw_cpu_ms": round(1e3 * float(np.median([used for _, used in drawn[1:]])), 1),
-        "step_ms": round(1e3 * step_seconds(args, features, tiles, batches), 1) if args.steps else "",
+        "alone_ms": steps_ms(args, features, tiles, source, False) if args.steps else "",
+        "step_ms": steps_ms(args, features, tiles, source, True) if args.steps else "",
         "own_mb": resident_mb("RssAnon"),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
@@ -109,27 +111,29 @@ def measure(args: argparse.Namespace, n: int, rows: pd.DataFrame) -> dict[str, o
     return row
 
 
-def step_seconds(args: argparse.Namespace, features, tiles, batches: list) -> float:
-    """Return the median seconds of a step of one model: draw, forward, backward, update."""
+def steps_ms(args: argparse.Namespace, features, tiles, batches: Iterator, ahead: bool) -> float:
+    """Return the mean milliseconds of a step of one model: batch, tiles (`ahead`: read meanwhile), update."""
     import torch
 
-    from isoslide import aggregators, layers
+    from isoslide import aggregators, layers, steps
 
+    if args.cold:
+        forget(args.folder)
     shape = layers.Shape(features.dim)
     state = aggregators.init(shape, [torch.Generator().manual_seed(0)])
     parameters = [state[name].requires_grad_() for name in layers.trainable(state)]
     optimiser = torch.optim.SGD(parameters, lr=0.01)
-    seconds = []
-    for batch in batches[: args.steps + 1]:
-        start = time.perf_counter()
-        x = tiles.draw(torch.from_numpy(batch.rows))
+    drawn = steps.reading_ahead(batches, tiles, shape, args.steps + 1) if ahead else islice(batches, args.steps + 1)
+    ends = []
+    for batch in drawn:
+        x = tiles.draw(steps.drawn_rows(batch, shape))
         logits = aggregators.forward(state, shape, x, torch.from_numpy(batch.valid)).logits
         labels = torch.from_numpy(batch.labels).long().flatten()
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels).backward()
         optimiser.step()
         optimiser.zero_grad()
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds[1:]))
+        ends.append(time.perf_counter())
+    return round(1e3 * (ends[-1] - ends[0]) / args.steps, 1)
 
 
 def forget(folder: Path) -> None:

@@ -2,8 +2,12 @@
 
 import ctypes
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,13 +36,15 @@ class Tiles:
     """The features of all scans, and where and in what type a step computes.
 
     On a GPU they lie in its memory where they fit, else each batch is copied there. Features larger than memory are
-    read from their files as they are drawn.
+    read from their files as they are drawn, or a step ahead of it by a thread: see `read_ahead`.
     """
 
     features: Tensor | Stored  # (rows, dim)
     device: torch.device
     dtype: torch.dtype
     _buffers: dict[torch.dtype, Tensor] = field(init=False)
+    _reader: ThreadPoolExecutor = field(init=False, default_factory=partial(ThreadPoolExecutor, 1))
+    _ahead: deque[tuple[Tensor, Future[Tensor]]] = field(init=False, default_factory=deque)
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
@@ -55,7 +61,7 @@ class Tiles:
         """Return the features (*rows.shape, dim) of rows; valid until the next call."""
         index = rows.flatten().to(self.features.device)
         if isinstance(self.features, Stored):
-            drawn = self.features[index]
+            drawn = self._read(index)
         else:
             buffer = self._buffers[self.features.dtype].resize_(len(index), self.features.shape[1])
             drawn = torch.index_select(self.features, 0, index, out=buffer)
@@ -63,6 +69,21 @@ class Tiles:
             for dtype in (torch.float32, self.dtype):
                 drawn = self._converted(drawn, dtype)
         return drawn.to(self.device, self.dtype).view(*rows.shape, -1)
+
+    def read_ahead(self, rows: Tensor) -> None:
+        """Start to read rows that `draw` will be asked for, in this order, while the steps before them compute.
+
+        Does nothing where features are in memory. Copying mapped rows takes no lock of Python's.
+        """
+        if isinstance(self.features, Stored):
+            index = rows.flatten()
+            self._ahead.append((index, self._reader.submit(self.features.__getitem__, index)))
+
+    def _read(self, index: Tensor) -> Tensor:
+        if self._ahead and torch.equal(self._ahead[0][0], index):
+            return self._ahead.popleft()[1].result()
+        self._ahead.clear()
+        return self.features[index]
 
     def _converted(self, drawn: Tensor, dtype: torch.dtype) -> Tensor:
         return drawn if drawn.dtype == dtype else self._buffers[dtype].resize_(drawn.shape).copy_(drawn)
@@ -96,8 +117,7 @@ def losses_of(
 
     A loss of weight 0 is not computed and is NaN. Products are computed in the type of `tiles`, losses in float32.
     """
-    ordered = shape.aggregator in aggregators.ORDERED
-    x = tiles.draw(torch.from_numpy(aggregators.in_order(batch.rows, batch.valid) if ordered else batch.rows))
+    x = tiles.draw(drawn_rows(batch, shape))
     x = combat.apply(state, x, batch.scanners)
     paired, n_bags = arm["sampler"] == "paired", batch.rows.shape[1]
     shared = paired and settings["head_dropout"] == "paired"
@@ -126,6 +146,23 @@ def losses_of(
         scanner = adversary.loss(state, out, codes, warm * arm["adversarial_weight"])
         total = total + scanner
     return [total, own, embedding, score, instance, scanner, guess]
+
+
+def drawn_rows(batch: sampling.Batch, shape: Shape) -> Tensor:
+    """Return the rows (M, G, T) of the features that a step draws, in the order that the aggregator wants."""
+    ordered = shape.aggregator in aggregators.ORDERED
+    return torch.from_numpy(aggregators.in_order(batch.rows, batch.valid) if ordered else batch.rows)
+
+
+def reading_ahead(batches: Iterator[sampling.Batch], tiles: Tiles, shape: Shape, n: int) -> Iterator[sampling.Batch]:
+    """Yield n batches; while the caller works on one, the tiles of the next are read."""
+    waiting: deque[sampling.Batch] = deque()
+    for batch in islice(batches, n):
+        tiles.read_ahead(drawn_rows(batch, shape))
+        waiting.append(batch)
+        if len(waiting) == 2:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _embedding_loss(

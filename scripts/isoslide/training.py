@@ -202,11 +202,12 @@ def train(
     if done:
         logging.info("a killed run goes on after step %d", done)
     sums, clock = torch.zeros(len(steps.PARTS), len(models), device=device), _Clock(done)
-    for step in range(done + 1, settings["steps"] + 1):
+    drawn = steps.reading_ahead(batches, tiles, shape, settings["steps"] - done)
+    for step, batch in enumerate(drawn, done + 1):
         if not run.alive.any():
             return
         parts = steps.losses_of(
-            models, run.state, shape, tiles, next(batches), models[0].fold.task, fitted, arm, settings, step
+            models, run.state, shape, tiles, batch, models[0].fold.task, fitted, arm, settings, step
         )
         run.optimiser.zero_grad()
         parts[0].sum().backward()
