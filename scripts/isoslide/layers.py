@@ -176,3 +176,23 @@ def dropout_factors(
     keep = np.stack([rng.random((rows, width), dtype=np.float32) >= rate for rng in rngs])
     factors = torch.from_numpy(keep).to(torch.float32).div_(1 - rate)
     return torch.cat((factors, factors), 1) if shared else factors
+
+
+class Gather(torch.autograd.Function):
+    """`h.gather(4, index)` for an index that names no place twice: its gradient is copied, not added up."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, index: Tensor) -> Tensor:
+        """Return the chosen tiles."""
+        ctx.save_for_backward(index)
+        ctx.size = h.shape
+        return h.gather(4, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Return the gradient of h, 0 where nothing was chosen."""
+        (index,) = ctx.saved_tensors
+        whole = gradient.new_zeros(ctx.size)
+        for own, part, positions in zip(whole, gradient, index[:, 0, 0, 0], strict=True):
+            own.index_copy_(3, positions, part)
+        return whole, None

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isoslide import layers
+
 NEGATIVES = ("other_specimens", "same_specimen", "same_scanner")
 SCORE_LOSSES = ("mse", "softmax_mse", "kl", "logit_difference")
 EMBEDDING_LOSSES = ("info_nce", "mse", "cosine")
@@ -266,7 +268,7 @@ def _anchors(h: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         cosine = (own[:, 0] * own[:, 1]).sum(-1) / (size[:, 0] * size[:, 1])
         return own, size, cosine.unsqueeze(1).expand(m, d, b * t)
     index = positions.permute(1, 0, 2).reshape(d, m, 1, 1, 1, p).expand(d, m, e, d, b, p)
-    sides = [h.gather(4, one).permute(0, 2, 3, 4, 1).reshape(m, d, b * p, e) for one in index]
+    sides = [layers.Gather.apply(h, one).permute(0, 2, 3, 4, 1).reshape(m, d, b * p, e) for one in index]
     own = torch.stack([side[:, i] for i, side in enumerate(sides)], 1).to(dtype)
     other = torch.stack([side[:, 1 - i] for i, side in enumerate(sides)], 1).to(dtype)
     size = _lengths(own)
@@ -283,7 +285,9 @@ def _products(rows: Tensor, negatives: Tensor) -> Tensor:
     if n <= DENSE_ANCHORS or negatives.shape[-1] > n // 8:
         return (rows @ rows.transpose(2, 3)).gather(3, negatives)
     first = torch.arange(m * d, device=negatives.device).view(m, d, 1, 1) * n
-    return (rows.reshape(-1, e)[(negatives + first).flatten()].view(m, d, n, -1, e) * rows.unsqueeze(3)).sum(-1)
+    flat, index = rows.reshape(-1, e), negatives + first
+    each = [flat.index_select(0, one.flatten()).view_as(rows) for one in index.unbind(-1)]
+    return torch.stack([(other * rows).sum(-1) for other in each], -1)  # one by one: all at once leave the cache
 
 
 def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -277,6 +277,18 @@ def test_gradients_are_right():
     assert torch.autograd.gradcheck(lambda a: losses.cross_entropy(a, labels, weights), (s1,))
 
 
+def test_gradients_of_many_anchors_are_right(monkeypatch):
+    """Fewer positions than tiles, and negatives one by one instead of all products: the same numbers and gradients."""
+    h1, h2 = (h.requires_grad_() for h in random_pair(b=3, t=8, e=3, m=2))
+    rngs = [np.random.default_rng(seed) for seed in (0, 1)]
+    allowed = losses.allowed_specimens("other_specimens", np.arange(6).reshape(2, 3), np.zeros((2, 3, 2)))
+    drawn = losses.draw_negatives(rngs, allowed, np.ones((2, 3, 8), dtype=bool), 2, 6)
+    dense = losses.info_nce(h1, h2, drawn, 0.3)
+    monkeypatch.setattr(losses, "DENSE_ANCHORS", 0)
+    torch.testing.assert_close(losses.info_nce(h1, h2, drawn, 0.3), dense)
+    assert torch.autograd.gradcheck(lambda a, b: losses.info_nce(a, b, drawn, 0.3), (h1, h2))
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="logit_difference"):
         losses.score_loss(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2), kind="mae")
