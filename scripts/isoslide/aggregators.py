@@ -58,9 +58,9 @@ def no_sum(name: str) -> str:
 
     Those that weigh their tiles have an affine head in evaluation: the terms are attention times a tile's own logits.
     """
-    if AGGREGATORS[name] is transmil:
-        return "the tiles of transmil attend to each other, so the score is no sum over tiles"
-    return ""
+    if AGGREGATORS[name] is abmil:
+        return ""
+    return f"the tiles of {name} attend to each other, so the score is no sum over tiles"
 
 
 @torch.no_grad()
