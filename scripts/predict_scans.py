@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     for (role, scanner), n in lost.groupby(["role", "scanner"]).size().items():
         logging.warning("scanner %s: %d %s scans without features are not scored", scanner, n, role)
     table = predict(models[models["path"] != ""], scored[present], features)
-    atomic.write_table(args.output, table)
+    atomic.write_table(args.output, table, digits=12)  # with six, probabilities of 0.9999999 would all be ties
     counts = ", ".join(f"{n} {role}" for role, n in table["role"].value_counts().items())
     logging.info("%d scores (%s) of %d scans; %d lost", len(table), counts, table["scan"].nunique(), len(lost))
 

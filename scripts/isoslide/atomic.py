@@ -115,7 +115,7 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_table(path: str | Path, table: pd.DataFrame) -> None:
-    """Write a tab-separated table without index; floats with six significant digits, missing values empty."""
+def write_table(path: str | Path, table: pd.DataFrame, digits: int = 6) -> None:
+    """Write a tab-separated table without index; floats with so many significant digits, missing values empty."""
     with output(path) as temporary:
-        table.to_csv(temporary, sep="\t", index=False, float_format="%.6g", lineterminator="\n")
+        table.to_csv(temporary, sep="\t", index=False, float_format=f"%.{digits}g", lineterminator="\n")

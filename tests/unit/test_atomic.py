@@ -2,6 +2,7 @@ import errno
 import os
 
 import h5py
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -124,3 +125,13 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     with pytest.raises(atomic.WriteError, match=r"cannot write .*/g: No space left on device"):
         fail()
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_digits_of_a_table(tmp_path):
+    """Two probabilities close to 1 are ties with six digits, and in order with twelve."""
+    table = pd.DataFrame({"p": 1 / (1 + np.exp([-14.0, -14.001]))})
+    for digits, n in ((6, 1), (12, 2)):
+        atomic.write_table(tmp_path / "t.tsv", table, digits)
+        read = pd.read_csv(tmp_path / "t.tsv", sep="\t")["p"]
+        assert read.nunique() == n
+        assert read.is_monotonic_increasing
