@@ -8,7 +8,16 @@ import sys
 
 sys.path.insert(0, os.path.join(workflow.basedir, "scripts"))
 
-from isoslide import cli, imports, model_folder, presets, registry, segmenters, sheet, weights
+from isoslide import (
+    cli,
+    imports,
+    model_folder,
+    presets,
+    registry,
+    segmenters,
+    sheet,
+    weights,
+)
 from isoslide import config as configuration
 from snakemake.logging import logger
 
