@@ -23,6 +23,7 @@ report: "workflow/report/workflow.rst"
 
 # In the order in which the stages run.
 include: "workflow/rules/common.smk"
+include: "workflow/rules/lookups.smk"
 include: "workflow/rules/demo.smk"
 include: "workflow/rules/status.smk"
 include: "workflow/rules/checks.smk"

@@ -18,7 +18,7 @@ UNUSED = {  # imported, but without a say in what the rule writes
     "evaluate_features": {"metrics"},  # the error `Undefined` alone
 }
 COLOURS = {"icc"}  # only what encoders see is ever converted
-HELPERS = {  # functions of common.smk that return the results of a rule
+HELPERS = {  # functions of lookups.smk that return the results of a rule
     "tiles_of_encoder": "tile_scans",
     "features_of_arm": "extract_features",
     "registrations_of_import": "register_scans",
