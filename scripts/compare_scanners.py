@@ -40,9 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
     checks, tiles = (status.read(path).set_index("scan", drop=False) for path in (args.checks, args.tiles))
     maps = {Path(path).parts[-2]: status.read(path).set_index("scan", drop=False) for path in args.maps}
-    unknown = sorted(set(args.scans) - set(checks.index))
-    if unknown:
-        cli.fail(f"config heatmaps: no scan {unknown[0]!r} in the sheet: name scans of the sheet")
+    cli.check_named(args.scans, checks.index)
     pairs = scanner_pairs.pairs(args.scans, checks["specimen"])
     if not pairs:
         logging.warning("config heatmaps names no two scans of one specimen: there is nothing to compare")

@@ -45,9 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
     tables = {name: status.read(getattr(args, name)) for name in ("checks", "tiles", "features", "splits", "models")}
-    unknown = sorted(set(args.scans) - set(tables["checks"]["scan"]))
-    if unknown:
-        cli.fail(f"config heatmaps: no scan {unknown[0]!r} in the sheet: name scans of the sheet")
+    cli.check_named(args.scans, tables["checks"]["scan"])
     rows = [draw(scan, tables, Path(args.results)) for scan in args.scans]
     status.write(args.output, rows)
     logging.info("%d heatmaps: %s", len(rows), status.summary(status.read(args.output)))

@@ -92,22 +92,20 @@ def encode(
             if row["status"] != status.OK:
                 rows.extend({"encoder": one.name} | status.carried(row) for one in encoders)
                 continue
-            rows.extend(one.done(row) for one in encoders if one.stands(row))
-            lacking = [one for one in encoders if not one.stands(row)]
+            standing, lacking = sort_out(encoders, row)
+            rows.extend(standing)
             if lacking:
                 tiles = read_tiles(row, checks.loc[row["scan"]])
-                told = {"scan": row["scan"], "tiles": row, "encoders": lacking}
+                told = {"scan": row["scan"], "tiles": row["path"], "lacking": lacking}
                 scan = tiles_of(told, checks.loc[row["scan"]], tiles, reading, args.staging)
-                yield scan, [one.feeder for one in lacking]
+                yield scan, [one.feeder for one, _ in lacking]
 
     for scan, found in extraction.encode_scans(wanted(), args.threads, clock):
-        row = scan.row["tiles"]
-        for one, features in zip(scan.row["encoders"], found, strict=True):
-            done = one.done(row)
+        for (one, done), features in zip(scan.row["lacking"], found, strict=True):
             if isinstance(features, SlideError):
                 rows.append({"encoder": one.name} | status.failed(done, features.status, features.reason))
                 continue
-            extraction.write(done["path"], features, scan, row["path"], one.feeder, done["key"])
+            extraction.write(done["path"], features, scan, scan.row["tiles"], one.feeder, done["key"])
             rows.append(done)
     logging.info("%s", clock)
     if args.speed:
@@ -151,12 +149,19 @@ class Coder:
         known = {name: row[name] for name in ("scan", "n_tiles", "specimen", "scanner")}
         return known | {"status": status.OK, "path": path, "key": row_key, "encoder": self.name}
 
-    def stands(self, row: Mapping[str, Any]) -> bool:
-        """Whether the features of the scan are there and made of the same parts."""
-        from isoslide import features_file
 
-        done = self.done(row)
-        return features_file.stored_key(done["path"]) == done["key"]
+def sort_out(coders: list[Coder], row: Mapping[str, Any]) -> tuple[list[dict], list[tuple[Coder, dict]]]:
+    """Return the status rows of the features of a scan that are there, and encoders and rows of those that are not."""
+    from isoslide import features_file
+
+    standing, lacking = [], []
+    for one in coders:
+        done = one.done(row)
+        if features_file.stored_key(done["path"]) == done["key"]:
+            standing.append(done)
+        else:
+            lacking.append((one, done))
+    return standing, lacking
 
 
 def reader_code(reading: Any, stain: str) -> list[Any]:

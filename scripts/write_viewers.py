@@ -36,9 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     cli.start_logging(args)
     checks = status.read(args.checks).set_index("scan", drop=False)
-    unknown = sorted(set(args.scans) - set(checks.index))
-    if unknown:
-        cli.fail(f"config heatmaps: no scan {unknown[0]!r} in the sheet: name scans of the sheet")
+    cli.check_named(args.scans, checks.index)
     tiles = {name: status.read(path).set_index("scan", drop=False) for name, path in args.tiles.items()}
     maps = {Path(path).parts[-4:-1]: status.read(path).set_index("scan", drop=False) for path in args.maps}
     rows = [write(scan, checks, tiles, maps, args) for scan in args.scans]

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NoReturn
@@ -64,6 +64,13 @@ def timed(what: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     logging.info("%s: %.1f s", what, time.perf_counter() - start)
+
+
+def check_named(scans: Iterable[str], known: Iterable[str]) -> None:
+    """End the script where the config's `heatmaps` names a scan that the sheet does not have."""
+    unknown = sorted(set(scans) - set(known))
+    if unknown:
+        fail(f"config heatmaps: no scan {unknown[0]!r} in the sheet: name scans of the sheet")
 
 
 def fail(message: str) -> NoReturn:
