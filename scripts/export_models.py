@@ -20,7 +20,7 @@ from typing import Any
 
 import pandas as pd
 
-from isoslide import atomic, cli, model_folder, status
+from isoslide import atomic, cli, keys, model_folder, status
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -73,7 +73,7 @@ def copy(path: Path, card: dict[str, Any], folder: Path) -> dict[str, Any]:
     with atomic.output(folder / path.name) as temporary:
         shutil.copyfile(path, temporary)
     kept = ("fold", "seed", "status", "reason", "step", "shape", "fitted", "combat", "key")
-    return {"file": path.name, "sha256": model_folder.file_hash(path)} | {name: card[name] for name in kept}
+    return {"file": path.name, "sha256": keys.file_hash(path)} | {name: card[name] for name in kept}
 
 
 def describe(
@@ -108,7 +108,7 @@ def describe(
         "cohort": exporting.cohort(rows, task),
         "range": {
             "file": model_folder.RANGE,
-            "sha256": model_folder.file_hash(args.output.parent / model_folder.RANGE),
+            "sha256": keys.file_hash(args.output.parent / model_folder.RANGE),
         },
         "metrics": exporting.metrics(status.read(args.metrics), args.arm),
         "models": [one | {"threshold": cut} for one, cut in zip(members, cuts, strict=True)],
@@ -126,7 +126,7 @@ def graph(folder: Path, paths: list[str]) -> dict[str, Any]:
     if reason := onnx_models.lacks(members):
         return {"file": "", "reason": reason}
     onnx_models.write(folder / model_folder.ONNX, members)
-    return {"file": model_folder.ONNX, "sha256": model_folder.file_hash(folder / model_folder.ONNX), "reason": ""}
+    return {"file": model_folder.ONNX, "sha256": keys.file_hash(folder / model_folder.ONNX), "reason": ""}
 
 
 if __name__ == "__main__":

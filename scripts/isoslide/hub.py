@@ -1,6 +1,5 @@
 """Fetching weights from the Hugging Face hub: pinned, checked and recorded; refusals are explained. Light."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import errors
 
-from isoslide import atomic, registry, weights
+from isoslide import atomic, keys, registry, weights
 from isoslide.registry import Encoder
 from isoslide.weights import EncoderError
 
@@ -50,18 +49,13 @@ def fetch(entry: Encoder, folder: str | Path, token: str | None) -> dict[str, st
     known = weights.recorded(entry, place)
     damaged = False
     if known and (place / name).exists():
-        damaged = _sha256(place / name) != known["sha256"]
+        damaged = keys.file_hash(place / name) != known["sha256"]
         if not damaged:
             return known
     source = Source(entry.id, entry.hub, name, entry.revision, entry.sha256)
     found = _fetch_file(source, place, token, anew=damaged)
     atomic.write_json(place / weights.MANIFEST, {"encoder": entry.id, "file": name} | found)
     return found
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch_file(source: Source, place: Path, token: str | None, anew: bool = False) -> dict[str, str]:
@@ -73,7 +67,7 @@ def _fetch_file(source: Source, place: Path, token: str | None, anew: bool = Fal
             source.hub, source.name, revision=revision, local_dir=place, token=token or False, force_download=anew
         )
     path = place / source.name
-    found = _sha256(path)
+    found = keys.file_hash(path)
     for checksum in (remote.etag or "", source.sha256):  # small files of the hub carry a shorter one, that of git
         if len(checksum) == SHA256_DIGITS and checksum != found:
             path.unlink()

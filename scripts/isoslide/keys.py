@@ -6,6 +6,7 @@ import inspect
 import json
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +15,12 @@ def content_key(**parts: Any) -> str:
     """Return 16 hex digits that change when any of the JSON-able parts does."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(path: str | Path) -> str:
+    """Return the SHA-256 of a file, 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def code_hash(*parts: ModuleType | type | Callable[..., Any]) -> str:

@@ -3,13 +3,12 @@
 A folder holds `card.json`, the models as safetensors, `range.safetensors` and, where it can be had, `model.onnx`.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from isoslide import weights
+from isoslide import keys, weights
 from isoslide.registry import Encoder
 
 CARD, RANGE, ONNX = "card.json", "range.safetensors", "model.onnx"
@@ -211,12 +210,6 @@ def imported_facts(name: str) -> dict[str, Any]:
     return {"id": name, "name": "features made elsewhere", "imported": True, "licence": licence, "gated": None}
 
 
-def file_hash(path: str | Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check_models(folder: str | Path, card: Mapping[str, Any]) -> None:
     """Refuse files that are not those of the card.
 
@@ -224,7 +217,7 @@ def check_models(folder: str | Path, card: Mapping[str, Any]) -> None:
         FolderError: naming the file.
     """
     for one in [*card["models"], {"file": RANGE, "sha256": card["range"]["sha256"]}]:
-        if file_hash(Path(folder, one["file"])) != one["sha256"]:
+        if keys.file_hash(Path(folder, one["file"])) != one["sha256"]:
             raise FolderError(
                 f"model folder {folder}: {one['file']} is not the file of its card: copy the folder again"
             )

@@ -1,10 +1,10 @@
 """Weights files of encoders: where they lie, what to do when they do not, whether they are what was fetched. Light."""
 
-import hashlib
 import importlib.util
 import json
 from pathlib import Path
 
+from isoslide import keys
 from isoslide.registry import Encoder
 
 MANIFEST = "manifest.json"
@@ -64,8 +64,7 @@ def checked_hash(entry: Encoder, path: Path) -> str:
     Raises:
         EncoderError: it is not the file that was fetched, according to the manifest beside it.
     """
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = keys.file_hash(path)
     known = recorded(entry, path.parent).get("sha256", found)
     if found != known:
         raise EncoderError(

@@ -11,7 +11,7 @@ from toy_cohort import ARM, write_cohort
 from toy_export import export
 
 import apply_models
-from isoslide import applying, bags, model_folder, ranges, scoring, status
+from isoslide import applying, bags, keys, model_folder, ranges, scoring, status
 
 FACTS = {"fingerprint": "x", "reference": "", "specimen": "s", "scanner": "A", "status": "ok"}
 
@@ -104,7 +104,7 @@ def test_slides_are_judged_by_their_tables(folder, tmp_path):
     colours = np.array([[100.0] * 6, [110.0] * 6])
     ranges.write(own / "range.safetensors", ranges.Range(**vars(known) | {"mpp": np.full(2, 0.5), "colours": colours}))
     card = json.loads((own / "card.json").read_text())
-    card["range"]["sha256"] = model_folder.file_hash(own / "range.safetensors")
+    card["range"]["sha256"] = keys.file_hash(own / "range.safetensors")
     (own / "card.json").write_text(json.dumps(card))
     table = new_scans(tmp_path)
     scans = [f"N{i}" for i in range(5)]

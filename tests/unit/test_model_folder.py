@@ -1,6 +1,7 @@
 """Cards of model folders: what is read, and what is refused in one line."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,8 +15,8 @@ CARD = {
     "format": model_folder.FORMAT,
     "encoder": model_folder.entry_facts(ENTRY) | {"weights_sha256": "56ef09b44a25dc5c", "stain": ""},
     "preprocessing": {"reading": {"icc": "ignore", "downsampling": "fast"}, "tiles": {"overlap": 0}},
-    "range": {"sha256": model_folder.hashlib.sha256(b"r").hexdigest()},
-    "models": [{"file": "a.safetensors", "sha256": model_folder.hashlib.sha256(b"a").hexdigest()}],
+    "range": {"sha256": hashlib.sha256(b"r").hexdigest()},
+    "models": [{"file": "a.safetensors", "sha256": hashlib.sha256(b"a").hexdigest()}],
 }
 
 
